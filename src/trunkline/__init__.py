@@ -1,0 +1,30 @@
+"""Train each text task on its own; serve all of them in one pass of a shared, frozen BERT trunk.
+
+>>> from trunkline import Bundle, Project
+>>> Project.load("support").run()                                   # doctest: +SKIP
+>>> Project.load("support").bundle().predict(["where is my parcel?"])  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from trunkline import errors
+
+if TYPE_CHECKING:
+    from trunkline.bundle import Bundle
+    from trunkline.pipeline.project import Project
+
+__version__ = version("trunkline")
+__all__ = ["Bundle", "Project", "__version__", "errors"]
+
+_LAZY = {"Bundle": "trunkline.bundle", "Project": "trunkline.pipeline.project"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only when something is used that needs it."""
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'trunkline' has no attribute {name!r}")

@@ -1,0 +1,185 @@
+"""What a bundle is made of, and the check that a folder is that bundle and nothing else.
+
+    manifest.json                      names one trunk and one branch per task, each file by its sha256
+    trunk/                             the encoder's own files: config.json, safetensors, tokenizer
+    branches/<task>-<hash16>.safetensors
+    probes.json                        inputs and the logits that every task must give for them
+
+A bundle's id is the first 16 hex digits of the sha256 of manifest.json, and names its folder. This module knows files
+and hashes only; it never imports torch, so that releases can be listed and checked at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from trunkline.errors import BundleError
+
+MANIFEST = "manifest.json"
+PROBES = "probes.json"
+TRUNK = "trunk"
+BRANCHES = "branches"
+
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+# Data only: what an encoder's weights, config and tokenizer come in.
+_TRUNK_FILE = re.compile(r"trunk/[A-Za-z0-9_][A-Za-z0-9_.-]*\.(safetensors|json|txt|model|codes)", re.ASCII)
+_ID = re.compile(r"[0-9a-f]{16}")
+_LARGEST_MANIFEST = 16 * 1024 * 1024
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class TrunkEntry(_Strict):
+    """The bundle's trunk: what identifies it, its shape, and the sha256 of each of its files by path in the bundle."""
+
+    fingerprint: Hash
+    source: str
+    family: str
+    depth: int
+    width: int
+    files: dict[str, Hash]
+
+    @field_validator("files")
+    @classmethod
+    def _only_data(cls, files: dict[str, str]) -> dict[str, str]:
+        for path in files:
+            if not _TRUNK_FILE.fullmatch(path):
+                raise ValueError(f"{path!r} is not a safetensors, JSON or vocabulary file directly in {TRUNK}/")
+        return files
+
+
+class FileEntry(_Strict):
+    """One file of the bundle, by path in the bundle and sha256."""
+
+    file: str
+    sha256: Hash
+
+
+class Manifest(_Strict):
+    """The content of manifest.json; `name` is the name of the project that made it."""
+
+    format: Literal[1] = 1
+    name: str
+    trunk: TrunkEntry
+    branches: dict[Name, FileEntry]
+    probes: FileEntry
+
+    @field_validator("branches")
+    @classmethod
+    def _named_by_content(cls, branches: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        for task, entry in branches.items():
+            if entry.file != branch_path(task, entry.sha256):
+                raise ValueError(f"{entry.file!r} is not where the branch of task '{task}' belongs")
+        return branches
+
+    @field_validator("probes")
+    @classmethod
+    def _one_place(cls, probes: FileEntry) -> FileEntry:
+        if probes.file != PROBES:
+            raise ValueError(f"{probes.file!r} is not where the probes belong")
+        return probes
+
+    def files(self) -> dict[str, str]:
+        """Every file of the bundle but the manifest: path in the bundle -> sha256."""
+        branches = {entry.file: entry.sha256 for entry in self.branches.values()}
+        return {**self.trunk.files, **branches, self.probes.file: self.probes.sha256}
+
+    def hashes(self) -> dict[str, str]:
+        """Task -> sha256 of its branch."""
+        return {task: entry.sha256 for task, entry in sorted(self.branches.items())}
+
+
+def branch_path(task: str, sha256: str) -> str:
+    """Where the branch of a task lies in a bundle."""
+    return f"{BRANCHES}/{task}-{sha256[:16]}.safetensors"
+
+
+def file_hash(path: Path) -> str:
+    """sha256 (hex) of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def bundle_id(folder: Path) -> str:
+    """The id of the bundle in `folder`, from its manifest.json. Raises BundleError."""
+    return hashlib.sha256(_read(folder)).hexdigest()[:16]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the bundle in `folder`, its files not looked at. Raises BundleError."""
+    try:
+        return Manifest.model_validate_json(_read(folder))
+    except ValidationError as error:
+        first: Any = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "content"
+        raise BundleError(f"{folder / MANIFEST}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def verify(folder: Path) -> Manifest:
+    """Check that `folder` holds exactly the files that its manifest names, unchanged; returns the manifest.
+
+    Links, files that the manifest does not name, paths out of the folder, and, in a folder that is named like a bundle
+    id, a manifest with another id: all are refused. Raises BundleError.
+    """
+    manifest = read_manifest(folder)
+    if _ID.fullmatch(folder.name) and bundle_id(folder) != folder.name:
+        raise BundleError(f"{folder / MANIFEST} was changed: its id is {bundle_id(folder)}")
+    expected = manifest.files()
+    missing = expected.keys() - {MANIFEST}
+    for path in _walk(folder, folders={Path(file).parent.as_posix() for file in expected}):
+        if path == MANIFEST:
+            continue
+        if path not in expected:
+            raise BundleError(f"{folder / path} is not part of the bundle: its manifest does not name it")
+        try:
+            found = file_hash(folder / path)
+        except OSError as error:
+            raise BundleError(f"{folder / path} cannot be read: {error.strerror}") from None
+        if found != expected[path]:
+            raise BundleError(f"{folder / path} is damaged: sha256 {found}, the manifest says {expected[path]}")
+        missing -= {path}
+    if missing:
+        raise BundleError(f"{folder} is incomplete: {', '.join(sorted(missing))} missing")
+    return manifest
+
+
+def _read(folder: Path) -> bytes:
+    path = folder / MANIFEST
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST_MANIFEST:
+            raise BundleError(f"{path} is not a manifest: it must be a plain file of at most 16 MiB")
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}") from None
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _walk(folder: Path, folders: set[str]) -> Iterator[str]:
+    """Paths of the plain files in a bundle; anything but plain files in the given folders raises BundleError."""
+    for parent, names, files in os.walk(folder):
+        for name in [*names, *files]:
+            full = Path(parent, name)
+            path = full.relative_to(folder).as_posix()
+            mode = full.lstat().st_mode
+            if stat.S_ISREG(mode):
+                yield path
+            elif stat.S_ISLNK(mode):
+                raise BundleError(f"{full} is a link; a bundle holds its own files only")
+            elif not stat.S_ISDIR(mode):
+                raise BundleError(f"{full} is neither a file nor a folder")
+            elif path not in folders:
+                raise BundleError(f"{full} is not part of the bundle: its manifest names nothing in it")

@@ -1,0 +1,180 @@
+"""Merge: one trunk and one branch file per task become a bundle, proved on probe inputs before it exists.
+
+The bundle is built in a scratch folder, loaded from there, proved, and renamed into place; whatever goes wrong before
+that, nothing remains. Knows files and proofs; which branches are merged, and whether the result goes live, is decided
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from trunkline.atomic import clear_leftovers, exclusive, publish_folder, scratch_folder, staging_path, write_json
+from trunkline.bundle.loaded import Bundle, load_engine
+from trunkline.bundle.manifest import (
+    BRANCHES,
+    MANIFEST,
+    PROBES,
+    TRUNK,
+    FileEntry,
+    Manifest,
+    TrunkEntry,
+    branch_path,
+    bundle_id,
+    file_hash,
+    verify,
+)
+from trunkline.bundle.probes import Probes, alone, prove_equal_to_single, prove_untouched
+from trunkline.engine.base import Engine, Input, ItemError, Logits
+from trunkline.errors import BundleError
+from trunkline.model.source import Source, files, resolve
+
+LOCK = "merge.lock"
+
+
+def merge(
+    source: Source,
+    branch_files: Mapping[str, Path],
+    probes: Sequence[Input],
+    out: Path,
+    previous: Path | None = None,
+    *,
+    name: str,
+    wait: float = 600.0,
+) -> Path:
+    """Build the bundle of these branches in the folder `out` and return its path, `out/<id>`.
+
+    `source` is the encoder that the branches were trained on, `name` the project's. Promise 1 is proved for every
+    task on `probes`, and promise 2, for every branch that is also in the bundle `previous`, on its probes too. Raises
+    ProbeError naming the task that fails, BundleError where files do not fit, StoreError where another merge still
+    works in `out` after `wait` seconds; then nothing remains.
+    """
+    if not branch_files:
+        raise BundleError("a bundle needs at least one branch; none was given")
+    before = None if previous is None else Bundle.load(previous)
+    with exclusive(out / LOCK, wait=wait):
+        clear_leftovers(out)
+        scratch = scratch_folder(out / "bundle")
+        try:
+            manifest = _gather(source, branch_files, scratch, previous, name)
+            probed = _prove(source, branch_files, list(probes), scratch, manifest, before)
+            write_json(scratch / PROBES, probed.model_dump(mode="json"))
+            manifest = manifest.model_copy(
+                update={"probes": FileEntry(file=PROBES, sha256=file_hash(scratch / PROBES))}
+            )
+            write_json(scratch / MANIFEST, manifest.model_dump(mode="json"))
+            verify(scratch)
+            return _publish(scratch, out)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _gather(
+    source: Source, branch_files: Mapping[str, Path], scratch: Path, previous: Path | None, name: str
+) -> Manifest:
+    """Put trunk and branches into the scratch folder; the manifest's entry for the probes is still empty."""
+    (scratch / TRUNK).mkdir()
+    (scratch / BRANCHES).mkdir()
+    for path in files(source.path):
+        _place(path, scratch / TRUNK / path.name, previous and previous / TRUNK / path.name)
+    found = resolve(str((scratch / TRUNK).resolve()), None, scratch)
+    if found.fingerprint != source.fingerprint:
+        raise BundleError(f"the encoder in {source.path} changed since its branches were trained on it")
+    branches = {}
+    for task, path in sorted(branch_files.items()):
+        if not path.is_file():
+            raise BundleError(f"the branch file of task '{task}' is not there: {path}")
+        sha256 = file_hash(path)
+        relative = branch_path(task, sha256)
+        _place(path, scratch / relative, previous and previous / relative)
+        branches[task] = FileEntry(file=relative, sha256=sha256)
+    return Manifest(
+        name=name,
+        trunk=TrunkEntry(
+            fingerprint=source.fingerprint,
+            source=source.name,
+            family=source.family,
+            depth=source.depth,
+            width=source.width,
+            files={f"{TRUNK}/{path.name}": file_hash(path) for path in sorted((scratch / TRUNK).iterdir())},
+        ),
+        branches=branches,
+        probes=FileEntry(file=PROBES, sha256="0" * 64),
+    )
+
+
+def _place(path: Path, destination: Path, twin: Path | None) -> None:
+    """Put a copy of `path` at `destination`: another name for the same file in an earlier bundle, if it is there.
+
+    Only files of a bundle are shared that way: they never change, while the originals are the user's.
+    """
+    if twin is not None and twin.is_file() and file_hash(twin) == file_hash(path):
+        try:
+            os.link(twin, destination)
+            return
+        except OSError:  # a file system without hard links, or too many of them
+            pass
+    shutil.copyfile(path, destination)
+
+
+def _prove(
+    source: Source,
+    branch_files: Mapping[str, Path],
+    probes: list[Input],
+    scratch: Path,
+    manifest: Manifest,
+    before: Bundle | None,
+) -> Probes:
+    """The proofs of promises 1 and 2; returns the probes with the merged model's logits."""
+    staged = {task: scratch / entry.file for task, entry in manifest.branches.items()}
+    engine = load_engine(scratch / TRUNK, source.fingerprint, staged)
+    merged = engine.logits(probes, branch_files)
+    if before is not None:
+        _prove_isolation(before, manifest, engine, probes)
+    del engine
+    _prove_single(source, branch_files, probes, merged)
+    return Probes.made(probes, merged)
+
+
+def _prove_isolation(before: Bundle, manifest: Manifest, engine: Engine, probes: list[Input]) -> None:
+    """Promise 2: branches that stayed give the same bits in the earlier bundle and in this one."""
+    old, new = before.manifest.hashes(), manifest.hashes()
+    stayed = [task for task in new if old.get(task) == new[task]]
+    if not stayed:
+        return
+    inputs = probes + [item for item in before.probes().items() if item not in probes]
+    was, now = before.logits(inputs), engine.logits(inputs, new)
+    for task in stayed:
+        prove_untouched(task, was[task], now[task])
+
+
+def _prove_single(
+    source: Source,
+    branch_files: Mapping[str, Path],
+    probes: list[Input],
+    merged: Mapping[str, Sequence[Logits | ItemError]],
+) -> None:
+    """Promise 1: each branch alone, from the files it was given as, on the encoder where it was trained."""
+    from trunkline.model.branch import load_branch
+    from trunkline.model.encoders import Encoder
+    from trunkline.model.trunk import Trunk
+
+    trunk = Trunk(Encoder.load(source.path), source.fingerprint)
+    for task, path in sorted(branch_files.items()):
+        prove_equal_to_single(task, alone(trunk, load_branch(path, trunk.encoder), probes), merged[task])
+
+
+def _publish(scratch: Path, out: Path) -> Path:
+    """Rename the finished bundle to its id; an equal one that is already there stays, a damaged one makes way."""
+    destination = out / bundle_id(scratch)
+    if destination.exists():
+        try:
+            verify(destination)
+        except BundleError:
+            destination.rename(staging_path(destination))
+    publish_folder(scratch, destination)
+    clear_leftovers(out)
+    return destination

@@ -1,0 +1,389 @@
+"""The command line. Reads arguments, calls the library, prints; decides nothing itself.
+
+stdout carries the answer of a command (tables, or JSON with --json), stderr how it is going. Exit codes: 0 done, 1 it failed, 2 the
+input is wrong (see errors.py), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from trunkline.errors import TrunklineError
+
+app = typer.Typer(
+    help="Train each text task on its own; serve all of them in one pass of a shared, frozen BERT trunk.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+task_app = typer.Typer(help="Add, remove or show a task.", no_args_is_help=True)
+release_app = typer.Typer(help="List, show, compare and roll back releases.", no_args_is_help=True)
+app.add_typer(task_app, name="task")
+app.add_typer(release_app, name="release")
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+ROOT = {"folder": Path()}
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+Tasks = Annotated[list[str] | None, typer.Argument(help="Only these tasks; all by default.", show_default=False)]
+
+
+def main() -> None:
+    """Entry point: every error that Trunkline raises on purpose becomes one message and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except TrunklineError as error:
+        err.print(f"trunkline: {error}", markup=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        err.print("interrupted; the same command goes on from here")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:
+        # click's own usage errors carry their exit code and know how to show themselves
+        show = getattr(error, "show", None)
+        if show is None:
+            raise
+        show()
+        sys.exit(getattr(error, "exit_code", 2))
+
+
+@app.callback(invoke_without_command=False)
+def options(
+    project: Annotated[Path, typer.Option("--project", "-C", help="The project's folder.")] = Path(),
+) -> None:
+    """Options of every command."""
+    ROOT["folder"] = project
+
+
+def _project() -> Any:
+    from trunkline.pipeline.project import Project
+
+    return Project.load(ROOT["folder"])
+
+
+def _json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.strip("<>"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    return table
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="Folder of the new project.")],
+    source: Annotated[
+        Path | None, typer.Option("--from", help="A table (csv, tsv, jsonl, parquet) to make tasks from.")
+    ] = None,
+    text: Annotated[str | None, typer.Option("--text", help="Its column with the text.")] = None,
+    text_pair: Annotated[
+        str | None, typer.Option("--text-pair", help="Its column with the second text of a pair.")
+    ] = None,
+) -> None:
+    """Start a project; with --from, one task per label column of a table."""
+    from trunkline.project.scaffold import new_project
+
+    made = new_project(ROOT["folder"] / name, source, text, text_pair)
+    for path, what in made:
+        out.print(f"{path}  {what}", markup=False)
+    out.print(f"\nnext: trunkline -C {ROOT['folder'] / name} check", markup=False)
+
+
+@app.command()
+def check(as_json: AsJson = False) -> None:
+    """Read every file and every row of data, and report all problems at once."""
+    found = _project().check()
+    if as_json:
+        return _json(found)
+    table = _table("task", "kind", "> train", "> valid", "> reported", "labels", "notes")
+    for name, task in found.items():
+        rows = task["rows"]
+        reported = ", ".join(f"{count:,} {split}" for split, count in rows.items() if split not in ("train", "valid"))
+        labels = ", ".join(task["labels"][:4]) + (f", … ({len(task['labels'])})" if len(task["labels"]) > 4 else "")
+        table.add_row(
+            name, task["kind"], f"{rows['train']:,}", f"{rows['valid']:,}", reported, labels, "; ".join(task["notes"])
+        )
+    out.print(table)
+
+
+@app.command()
+def plan(tasks: Tasks = None, as_json: AsJson = False) -> None:
+    """Say what `run` would do, and why."""
+    found = _project().plan(tasks)
+    if as_json:
+        steps = [{"stage": s.stage.id, "kind": s.stage.kind, "why": s.why, "resumes": s.resumes} for s in found.steps]
+        return _json({"steps": steps, "done": found.done, "merges": found.merges, "removed": found.removed})
+    table = _table("stage", "why")
+    for step in found.steps:
+        table.add_row(step.stage.id, step.why + ("  (resumes)" if step.resumes else ""))
+    if found.steps:
+        out.print(table)
+    for task in found.removed:
+        out.print(f"{task}: its file is gone; the next release is made without it", markup=False)
+    after = "; then select, merge, prove and release" if found.merges else ""
+    out.print(
+        f"{len(found.steps)} stages to run, {found.done} done{after}"
+        if found.merges
+        else "nothing to do: the live release is what the files say"
+    )
+
+
+@app.command()
+def run(
+    tasks: Tasks = None,
+    reselect: Annotated[
+        bool, typer.Option(help="Choose anew for all tasks; by default released tasks keep their branch.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train what is not trained yet, select, merge, prove, release, report."""
+    from trunkline.pipeline.progress import Terminal
+    from trunkline.pipeline.project import PAGE
+    from trunkline.report import print_report
+
+    project = _project()
+    if not tasks and not reselect and not project.plan().merges and project.report_file.exists():
+        live = project.releases.live()
+        if as_json:
+            return _json({"release": live.id, "ran": 0})
+        return out.print(f"nothing to do: release {live.id} is what the files say", markup=False)
+    with Terminal(err) as show:
+        result = project.run(tasks, reselect=reselect, show=show)
+    if as_json:
+        return _json({"release": result.release and result.release.id, "ran": result.ran, "report": result.report})
+    if result.report:
+        print_report(result.report, out)
+        out.print(f"\nrelease {result.release.id} is live; report: {project.root / PAGE}", markup=False)
+
+
+@app.command("eval")
+def evaluate(
+    tasks: Tasks = None,
+    release: Annotated[str | None, typer.Option(help="A release; the live one by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score the merged model on the splits that no choice has seen."""
+    found = _project().evaluate(tasks, release=release)
+    if as_json:
+        return _json(found)
+    table = _table("task", "split", "metrics")
+    for task, splits in found.items():
+        for split, metrics in splits.items():
+            table.add_row(task, split, "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+    out.print(table)
+
+
+@app.command()
+def predict(
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts; else --file, else one per line on stdin.", show_default=False)
+    ] = None,
+    pair: Annotated[str | None, typer.Option(help="The second text of a pair, for a single text.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="jsonl, csv, tsv or parquet with text (and text_pair).")
+    ] = None,
+    task: Annotated[list[str] | None, typer.Option("--task", "-t", help="Only this task (repeatable).")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="A bundle's folder; the project's live release by default.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, max=4096)] = 32,
+    as_json: AsJson = False,
+) -> None:
+    """Answer every task for a text, a file, or the lines of stdin (jsonl out)."""
+    from trunkline.bundle import Bundle
+    from trunkline.predicting import answers_of, read_inputs, stream
+
+    model = Bundle.load(bundle) if bundle is not None else _project().bundle()
+    if texts and file is None:
+        inputs = [{"text": text, "text_pair": pair} for text in texts]
+        answers = model.predict(inputs, task)
+        if as_json:
+            return _json([{"input": i, "answers": answers_of(a)} for i, a in zip(inputs, answers, strict=True)])
+        for item, answer in zip(inputs, answers, strict=True):
+            _show_answers(item, answers_of(answer))
+        return None
+    count, seconds = stream(model, read_inputs(file, sys.stdin), task, batch_size, sys.stdout)
+    err.print(f"{count:,} inputs, {count / max(seconds, 1e-9):,.0f} per second, {len(task or model.tasks)} tasks each")
+
+
+def _show_answers(item: dict[str, Any], answers: dict[str, dict[str, Any]]) -> None:
+    out.print(item["text"] + (f"  |  {item['text_pair']}" if item["text_pair"] else ""), style="bold", markup=False)
+    table = _table("task", "answer", "> score")
+    for task, answer in answers.items():
+        if "error" in answer:
+            table.add_row(task, f"({answer['error']})", "")
+        elif answer.get("spans") is not None:
+            spans = ", ".join(f"{span['label']}: {span['text']}" for span in answer["spans"])
+            table.add_row(task, spans or "no spans", "")
+        elif answer.get("labels") is not None:
+            table.add_row(task, ", ".join(answer["labels"]) or "none", "")
+        elif answer.get("label") is not None:
+            table.add_row(task, str(answer["label"]), f"{answer['score']:.3f}")
+        else:
+            table.add_row(task, f"{answer['score']:.3f}", "")
+    out.print(table)
+
+
+@task_app.command("add")
+def task_add(
+    name: Annotated[str, typer.Argument(help="Name of the new task.")],
+    kind: Annotated[str, typer.Option(help="classification, multilabel, regression, tagging or relevance.")],
+    train: Annotated[str, typer.Option(help="Its training data, as seen from the project's folder.")],
+    text: Annotated[str | None, typer.Option(help="Column with the text.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column with what is to be learned.")] = None,
+) -> None:
+    """Write tasks/NAME.toml."""
+    from trunkline.project.scaffold import add_task
+
+    out.print(f"{add_task(ROOT['folder'], name, kind, train, text, label)}", markup=False)
+
+
+@task_app.command("remove")
+def task_remove(name: str) -> None:
+    """Delete tasks/NAME.toml; the next run releases without it. Data and past releases stay."""
+    from trunkline.project.scaffold import remove_task
+
+    out.print(f"removed {remove_task(ROOT['folder'], name)}; `trunkline run` releases without it", markup=False)
+
+
+@task_app.command("show")
+def task_show(name: str, as_json: AsJson = False) -> None:
+    """Show a task's settings, defaults included, and what is live of it."""
+    project = _project()
+    settings = project.task(name)
+    live = project.releases.live()
+    value = {"task": name, "settings": settings.model_dump(mode="json"), "live": live.tasks.get(name) if live else None}
+    if as_json:
+        return _json(value)
+    out.print_json(json.dumps(value))
+
+
+@release_app.command("list")
+def release_list(as_json: AsJson = False) -> None:
+    """All releases, the live one marked."""
+    releases = _project().releases
+    live = releases.live()
+    if as_json:
+        return _json([{**release.model_dump(), "live": release == live} for release in releases.list()])
+    table = _table("", "id", "created", "tasks", "note")
+    for release in releases.list():
+        table.add_row(
+            "*" if release == live else "", release.id, release.created, ", ".join(release.tasks), release.note
+        )
+    out.print(table)
+
+
+@release_app.command("show")
+def release_show(
+    id: Annotated[str | None, typer.Argument(help="The live one by default.")] = None, as_json: AsJson = False
+) -> None:
+    """One release: its bundle, and each task's branch."""
+    project = _project()
+    release = project.released(id)
+    if as_json:
+        return _json(release.model_dump())
+    out.print(f"{release.id}  {release.created}  {release.bundle}  {release.note}", markup=False)
+    table = _table("task", "branch")
+    for task, sha in release.tasks.items():
+        table.add_row(task, sha[:16])
+    out.print(table)
+
+
+@release_app.command("rollback")
+def release_rollback(
+    id: Annotated[str | None, typer.Argument(help="By default the one before the live one.")] = None,
+) -> None:
+    """Make an earlier release live again."""
+    release = _project().rollback(id)
+    out.print(f"release {release.id} is live", markup=False)
+
+
+@release_app.command("diff")
+def release_diff(old: str, new: str, as_json: AsJson = False) -> None:
+    """Which tasks changed between two releases."""
+    difference = _project().releases.diff(old, new)
+    if as_json:
+        return _json(difference.model_dump())
+    for name, tasks in difference.model_dump().items():
+        out.print(f"{name:<8} {', '.join(tasks) or '-'}", markup=False)
+
+
+@app.command()
+def report(as_json: AsJson = False) -> None:
+    """Print the last run's report; the page is report.html in the project's folder."""
+    from trunkline.report import print_report
+
+    project = _project()
+    data = project.report()
+    if as_json:
+        return _json(data)
+    print_report(data, out)
+    out.print(f"\n{project.write_page(data)}", markup=False)
+
+
+@app.command()
+def gc(
+    keep: Annotated[int, typer.Option(min=1, help="Releases to keep besides the live one.")] = 5,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be freed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Free what neither the task files nor a kept release need."""
+    freed = _project().gc(keep=keep, dry=dry_run)
+    total = sum(item.size for item in freed)
+    if as_json:
+        return _json({"freed": [{"path": str(i.path), "what": i.what, "bytes": i.size} for i in freed], "bytes": total})
+    for what in sorted({item.what for item in freed}):
+        items = [item for item in freed if item.what == what]
+        out.print(f"{len(items):>5}  {what:<14} {sum(i.size for i in items) / 1e6:10,.1f} MB")
+    out.print(f"{'would free' if dry_run else 'freed'} {total / 1e6:,.1f} MB")
+
+
+@app.command()
+def info(as_json: AsJson = False) -> None:
+    """The machine, the encoder, the tasks and the live release."""
+    from trunkline import __version__
+    from trunkline.pipeline.assemble import machine
+
+    project = _project()
+    live = project.releases.live()
+    source = project.source
+    value = {
+        "trunkline": __version__,
+        "machine": machine(),
+        "project": str(project.root),
+        "encoder": {
+            "name": source.name,
+            "family": source.family,
+            "depth": source.depth,
+            "width": source.width,
+            "fingerprint": source.fingerprint,
+        },
+        "tasks": {name: settings.kind.value for name, settings in project.files.tasks.items()},
+        "live": live.id if live else None,
+        "store_bytes": project.store.size(),
+    }
+    if as_json:
+        return _json(value)
+    for key, entry in value.items():
+        shown = ", ".join(f"{k} {v}" for k, v in entry.items()) if isinstance(entry, dict) else entry
+        out.print(f"{key:<12} {shown}", markup=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""What every engine takes and gives, and how logits become answers.
+
+An engine gets a list of inputs and the names of tasks, and gives one result per input and task: logits, or an
+`ItemError` for an input that this task cannot read, which never touches the results of the others. This module knows
+no tensors and no encoder; how the logits are computed is the engine's own matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trunkline.errors import UsageError, unknown
+from trunkline.project.tasks import Answer, Kind, answer, split_words
+
+if TYPE_CHECKING:  # importing it for real costs torch
+    from trunkline.model.branch import BranchSpec
+
+BATCH_SIZE = 32
+
+Logits = NDArray[np.float32]  # (C,), or (words, C) for tagging
+_KEYS = ("text", "text_pair", "words")
+
+
+@dataclass(frozen=True)
+class Input:
+    """A text or a pair; `words` are the (start, end) characters of the words to tag, by default its own split."""
+
+    text: str
+    text_pair: str | None = None
+    words: tuple[tuple[int, int], ...] | None = None
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Characters of the words to tag."""
+        return split_words(self.text) if self.words is None else list(self.words)
+
+
+@dataclass(frozen=True)
+class ItemError:
+    """Why one input has no answer from one task."""
+
+    message: str
+
+    def to_dict(self) -> dict[str, str]:
+        """Ready for JSON."""
+        return {"error": self.message}
+
+
+class Engine(Protocol):
+    """Computes logits of tasks for inputs.
+
+    At a given shape of batch the logits of a task are the same bits whatever other tasks the engine holds or is asked
+    for.
+    """
+
+    @property
+    def specs(self) -> Mapping[str, BranchSpec]:
+        """The task names that it answers, and what each branch is."""
+        ...
+
+    def logits(
+        self, inputs: Sequence[Input | ItemError], tasks: Iterable[str], *, batch_size: int = BATCH_SIZE
+    ) -> dict[str, list[Logits | ItemError]]:
+        """Per task, one result per input in the order given. Raises UsageError for an unknown task."""
+        ...
+
+
+def as_input(item: object) -> Input | ItemError:
+    """Read one input: a text, (text, text_pair), {"text": …, "text_pair": …} or an `Input`."""
+    match item:
+        case Input() | ItemError():
+            return item
+        case str():
+            return Input(item)
+        case Mapping():
+            for key in item:
+                if key not in _KEYS:
+                    return ItemError(unknown("key", str(key), _KEYS))
+            if "text" not in item:
+                return ItemError("the input has no text")
+            return _typed(item["text"], item.get("text_pair"), item.get("words"))
+        case (text, text_pair):
+            return _typed(text, text_pair, None)
+    return ItemError(f"an input is a text, a pair of texts or an object with a text; found {type(item).__name__}")
+
+
+def _typed(text: Any, text_pair: Any, words: Any) -> Input | ItemError:
+    for name, value in (("text", text), ("text_pair", text_pair)):
+        if not isinstance(value, str) and not (value is None and name == "text_pair"):
+            return ItemError(f"{name} must be a string; found {type(value).__name__}")
+    if words is None:
+        return Input(text, text_pair)
+    try:
+        return Input(text, text_pair, tuple((int(start), int(end)) for start, end in words))
+    except (TypeError, ValueError):
+        return ItemError("words must be a list of [start, end] character positions")
+
+
+def fault(item: Input | ItemError, slots: Sequence[str], *, words: bool = False) -> ItemError | None:
+    """Why a task that reads these slots ("text", "pair", "joint"), and `words` if it tags, cannot read this input."""
+    if isinstance(item, ItemError):
+        return item
+    texts: list[tuple[str, str | None]] = [("text", item.text)]
+    if "pair" in slots or "joint" in slots:
+        texts.append(("text_pair", item.text_pair))
+    for name, text in texts:
+        if text is None:
+            return ItemError(f"{name} is missing: this task reads pairs")
+        if not text.strip():
+            return ItemError(f"{name} is empty")
+        if not _is_unicode(text):
+            return ItemError(f"{name} is not valid Unicode: it holds half of a surrogate pair")
+    if words and item.words is not None and not _in_order(item.words, len(item.text)):
+        return ItemError(f"words must be non-empty, in order and within the {len(item.text)} characters of the text")
+    return None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _in_order(words: Iterable[tuple[int, int]], length: int) -> bool:
+    last = 0
+    for start, end in words:
+        if not last <= start < end <= length:
+            return False
+        last = end
+    return True
+
+
+def known_tasks(specs: Mapping[str, BranchSpec], tasks: Iterable[str] | None) -> list[str]:
+    """The tasks asked for, each once, or all of them. Raises UsageError for an unknown one."""
+    if isinstance(tasks, str):
+        raise UsageError(f"tasks is a list of names; write ['{tasks}']")
+    names = list(specs) if tasks is None else list(dict.fromkeys(tasks))
+    for name in names:
+        if name not in specs:
+            raise UsageError(unknown("task", name, specs))
+    return names
+
+
+def predict(
+    engine: Engine, inputs: Iterable[object], tasks: Iterable[str] | None = None, *, batch_size: int = BATCH_SIZE
+) -> list[dict[str, Answer | ItemError]]:
+    """Answers of the tasks (all by default) for each input in the order given; see `as_input` for what an input is.
+
+    Raises UsageError for an unknown task. An input that a task cannot read gets an `ItemError` for that task alone.
+    """
+    if isinstance(inputs, str | Mapping):
+        raise UsageError("inputs is a list of texts; write [text] for a single one")
+    items = [as_input(item) for item in inputs]
+    names = known_tasks(engine.specs, tasks)
+    found = engine.logits(items, names, batch_size=batch_size)
+    return [{name: _answer(engine.specs[name], items[i], found[name][i]) for name in names} for i in range(len(items))]
+
+
+def _answer(spec: BranchSpec, item: Input | ItemError, logits: Logits | ItemError) -> Answer | ItemError:
+    if isinstance(item, ItemError):
+        return item
+    if isinstance(logits, ItemError):
+        return logits
+    words = item.spans() if spec.kind is Kind.TAGGING else None
+    return answer(spec.kind, spec.labels, spec.positive, logits, item.text, words)

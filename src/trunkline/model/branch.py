@@ -1,0 +1,169 @@
+"""A branch: own layers and a head over the trunk's states at one fork; the unit of add, update and remove.
+
+Knows how a branch computes and how it is kept in one file. Does not know how it is trained, chosen or served, and holds no
+part of the trunk: an encoder is passed in for what its layers share (masks, position biases).
+
+Notation: B rows, T tokens (Ta, Tb of either text), H width, C outputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from trunkline.atomic import write_bytes
+from trunkline.errors import BundleError
+from trunkline.model.encoders import Encoder
+from trunkline.model.heads import Head, Pooling
+from trunkline.model.tokens import TokenRow
+from trunkline.project.tasks import Kind
+
+
+class Reading(StrEnum):
+    """What a branch sees of an input."""
+
+    SINGLE = "single"
+    """One text: [CLS] a [SEP]."""
+    JOINT = "joint"
+    """A pair in one sequence: [CLS] a [SEP] b [SEP], through trunk and branch."""
+    SEPARATE = "separate"
+    """The trunk reads each text alone; the branch's own layers join their states."""
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The sequences that the trunk must read for it; equal slots of one input are read once for all tasks."""
+        return {"single": ("text",), "joint": ("joint",), "separate": ("text", "pair")}[self.value]
+
+
+class BranchSpec(BaseModel):
+    """What a branch is, apart from its weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    kind: Kind
+    labels: tuple[str, ...]
+    positive: str | None = None
+    metric: str
+    fork: int
+    layers: int
+    reading: Reading
+    pooling: Pooling
+    max_tokens: int
+    width: int
+    outputs: int
+    mean: float = 0.0
+    std: float = 1.0
+    trunk: str
+
+
+class Branch(nn.Module):
+    """Own layers, their final norm where the family has one, and a head.
+
+    `forward` takes one (states, mask) per text read, states (B, T, H) at the fork, and gives logits (B, C), or (B, T, C) per
+    subword for tagging. Regression comes in the unit of the task's data: `mean + std * output`.
+    """
+
+    def __init__(self, spec: BranchSpec, layers: nn.ModuleList, norm: nn.Module, head: Head) -> None:
+        super().__init__()
+        self.spec = spec
+        self.layers = layers
+        self.norm = norm
+        self.head = head
+        # Zero at first: a fresh branch sees the two texts as the trunk left them.
+        self.segments = nn.Parameter(torch.zeros(2, spec.width)) if spec.reading is Reading.SEPARATE else None
+
+    def forward(self, encoder: Encoder, states: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
+        sizes = [text.shape[1] for text in states]
+        if self.segments is not None:
+            states = [text + segment for text, segment in zip(states, self.segments, strict=True)]
+        joined = states[0] if len(sizes) == 1 else torch.cat(list(states), dim=1)  # (B, Ta + Tb, H)
+        mask = masks[0] if len(sizes) == 1 else torch.cat(list(masks), dim=1)  # (B, Ta + Tb)
+        if len(self.layers):
+            context = encoder.context(mask, joined.dtype)
+            for own, layer in enumerate(self.layers):
+                joined = encoder.run(layer, self.spec.fork + own, joined, context)
+        joined = self.norm(joined)
+        logits: Tensor = self.head(joined.split(sizes, dim=1), tuple(masks))
+        if self.spec.kind is Kind.REGRESSION:
+            logits = self.spec.mean + self.spec.std * logits
+        return logits
+
+
+def new_branch(spec: BranchSpec, encoder: Encoder, *, random: bool = False) -> Branch:
+    """A branch whose layers start as the encoder's own above the fork (or as the family's fresh ones, if `random`)."""
+    layers = encoder.copy_layers(spec.fork, spec.fork + spec.layers, random=random)
+    return Branch(spec, layers, encoder.final_norm(), Head(spec.width, spec.outputs, spec.pooling))
+
+
+def save_branch(branch: Branch, path: Path) -> str:
+    """Write one safetensors file, its spec in the header; the same branch always gives the same bytes. Returns their sha256."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in branch.state_dict().items()}
+    # One metadata key only: the format does not fix the order of several.
+    text = json.dumps(branch.spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    data = save(tensors, metadata={"branch": text})
+    write_bytes(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_spec(path: Path) -> BranchSpec:
+    """The spec in a branch file's header, without reading its weights. Raises BundleError where there is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("branch")
+        if text is None:
+            raise BundleError(f"{path.name} is not a branch file: its header holds no branch")
+        return BranchSpec.model_validate_json(text)
+    except (SafetensorError, ValidationError, OSError) as error:
+        raise BundleError(f"{path.name} is not a readable branch file: {error}") from error
+
+
+def load_branch(path: Path, encoder: Encoder) -> Branch:
+    """Read a branch file for this encoder, in eval mode. Raises BundleError where the two do not fit."""
+    spec = read_spec(path)
+    if spec.width != encoder.width or not 0 <= spec.fork <= spec.fork + spec.layers <= encoder.depth:
+        raise BundleError(
+            f"branch '{spec.task}' reads fork {spec.fork} with {spec.layers} layers of width {spec.width}; "
+            f"this trunk has {encoder.depth} layers of width {encoder.width}"
+        )
+    branch = new_branch(spec, encoder)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    try:
+        branch.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise BundleError(f"branch '{spec.task}' does not fit this trunk: {error}") from error
+    return branch.eval()
+
+
+def first_subwords(row: TokenRow, words: Sequence[tuple[int, int]]) -> list[int | None]:
+    """The position in `row` of the first subword of each word of the first text; None where truncation took it."""
+    firsts: list[int | None] = []
+    position = 0
+    for start, end in words:
+        while position < len(row.ids) and (
+            row.sequence[position] != 0
+            or row.offsets[position][1] <= start
+            or row.offsets[position][0] == row.offsets[position][1]
+        ):
+            position += 1
+        found = position < len(row.ids) and row.offsets[position][0] < end
+        firsts.append(position if found else None)
+    return firsts
+
+
+def word_logits(logits: np.ndarray, firsts: Sequence[int | None], outside: int) -> np.ndarray:
+    """Logits per word: (T, C) of one row's subwords -> (words, C); a truncated word is scored as `outside` ("O")."""
+    missing = np.full(logits.shape[-1], -10.0, dtype=logits.dtype)
+    missing[outside] = 10.0
+    return np.stack([missing if first is None else logits[first] for first in firsts]) if firsts else logits[:0]

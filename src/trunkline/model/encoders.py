@@ -1,0 +1,253 @@
+"""One encoder of any supported family, layer by layer, with its tokenizer: the seam to transformers.
+
+Reads and writes folders of safetensors and JSON, and nothing else: no pickle, no remote code, no network. Knows
+nothing of branches, heads or training; a branch brings its own copies of layers and runs them here.
+
+B: rows, T: tokens, H: width of a state.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from trunkline.errors import EncoderError
+from trunkline.model import tokens
+from trunkline.model.families import FAMILIES, Context, Model
+from trunkline.model.source import CONFIG, TOKENIZER, WEIGHTS, Shape, files, read_shape
+from trunkline.model.tokens import TokenBatch, TokenRow
+
+# Truncation is a setting of the tokenizer, so setting it and using it must not interleave between threads.
+_TOKENIZING = threading.Lock()
+
+
+class Encoder(nn.Module):
+    """Embeddings and layers of one encoder, each run on its own.
+
+    `depth` counts layers, `width` is H, `max_positions` the longest input in tokens.
+    """
+
+    def __init__(self, model: Model, tokenizer: Tokenizer, shape: Shape) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.family = shape.family
+        self.depth = shape.depth
+        self.width = shape.width
+        self.max_positions = shape.max_positions
+        self.pad_id = shape.pad_id
+        self._seam = FAMILIES[shape.family]
+
+    @classmethod
+    def load(cls, path: Path) -> Encoder:
+        """Load the encoder in the folder `path` in fp32, in eval mode, silently.
+
+        Draws nothing from the random generators. Raises EncoderError.
+        """
+        shape = read_shape(path)
+        model = _build(shape)
+        _fill(model, files(path), path)
+        tokenizer = _read_tokenizer(path)
+        known = model.get_input_embeddings().num_embeddings
+        if tokenizer.get_vocab_size() > known:
+            raise EncoderError(
+                f"{path}: the tokenizer knows {tokenizer.get_vocab_size()} tokens, the weights only {known}"
+            )
+        return cls(model, tokenizer, shape).eval()
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The encoder's own layers, in order."""
+        return self._seam.layers(self.model)
+
+    def embed(self, ids: Tensor, types: Tensor, mask: Tensor) -> Tensor:
+        """The states before the first layer, (B, T, H), of `ids`, `types` and `mask`, each (B, T)."""
+        return self._seam.embed(self.model, ids, types, mask)
+
+    def context(self, mask: Tensor, dtype: torch.dtype) -> Context:
+        """All that a layer needs besides states of type `dtype`: attention mask, positions, relative embeddings.
+
+        `mask` (B, T) may have padding anywhere, as where two padded texts stand side by side.
+        """
+        return self._seam.context(self.model, mask, dtype)
+
+    def run(self, layer: nn.Module, index: int, states: Tensor, context: Context) -> Tensor:
+        """Run layer `index`, this encoder's or a branch's own copy of it, on states (B, T, H)."""
+        return self._seam.run(self.model, layer, index, states, context)
+
+    def hidden_states(self, batch: TokenBatch) -> list[Tensor]:
+        """The states before the first layer and after each one: depth + 1 tensors (B, T, H)."""
+        states = [self.embed(batch.ids, batch.types, batch.mask)]
+        context = self.context(batch.mask, states[0].dtype)
+        for index, layer in enumerate(self.layers):
+            states.append(self.run(layer, index, states[-1], context))
+        return states
+
+    def final_norm(self) -> nn.Module:
+        """What stands between the last layer and a head: a trainable copy of the norm, Identity where none is."""
+        norm = self._seam.final_norm(self.model)
+        return nn.Identity() if norm is None else copy.deepcopy(norm).requires_grad_(True)
+
+    def copy_layers(self, start: int, stop: int, *, random: bool = False) -> nn.ModuleList:
+        """Trainable copies of layers `start` to `stop` (exclusive), in eval mode.
+
+        `random` draws their weights anew, by the family's own rule, from torch's global generator.
+        """
+        if not 0 <= start <= stop <= self.depth:
+            raise ValueError(f"layers {start} to {stop} of an encoder with {self.depth}")
+        # Layers refer to the model's config; one config serves them all.
+        memo = {id(self.model.config): self.model.config}
+        layers = nn.ModuleList(copy.deepcopy(layer, memo) for layer in self.layers[start:stop])
+        if random:
+            layers.apply(self.model._init_weights)
+        return layers.requires_grad_(True).eval()
+
+    def tokenize(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_tokens: int = 128
+    ) -> list[TokenRow]:
+        """Tokenise texts, or texts with their pairs, to at most `max_tokens` each; the longer text is cut first.
+
+        Raises EncoderError where `max_tokens` is more than the encoder has positions for, or leaves no room for text.
+        """
+        room = self.tokenizer.num_special_tokens_to_add(pairs is not None)
+        if not room < max_tokens <= self.max_positions:
+            raise EncoderError(
+                f"max_tokens = {max_tokens}: this encoder reads between {room + 1} and {self.max_positions} tokens"
+            )
+        firsts = [_encodable(text) for text in texts]
+        inputs = firsts if pairs is None else list(zip(firsts, map(_encodable, pairs), strict=True))
+        with _TOKENIZING:
+            self.tokenizer.enable_truncation(max_tokens, strategy="longest_first")
+            encodings = self.tokenizer.encode_batch(inputs)
+        return [
+            TokenRow(row.ids, row.type_ids, _without_space(row.offsets, row.sequence_ids, sources), row.sequence_ids)
+            for row, sources in zip(encodings, zip(texts, pairs or texts, strict=True), strict=True)
+        ]
+
+    def collate(self, rows: Sequence[TokenRow]) -> TokenBatch:
+        """Pad `rows` on the right with this encoder's padding id."""
+        return tokens.collate(rows, self.pad_id)
+
+    def save(self, folder: Path) -> None:
+        """Write config.json, model.safetensors and tokenizer.json, from which `load` gives this encoder back."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.config.to_json_file(folder / CONFIG)
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+        with _TOKENIZING:
+            self.tokenizer.no_truncation()
+            self.tokenizer.save(str(folder / TOKENIZER))
+
+
+def _build(shape: Shape) -> Model:
+    """The transformers model of a config, its weights unset and its pooler left out."""
+    from transformers import AutoConfig, AutoModel
+    from transformers.initialization import no_init_weights
+
+    # auto_map names Python files to run; only this library's own classes are used.
+    options = {key: value for key, value in shape.raw.items() if key not in ("model_type", "auto_map")}
+    with _quiet(), no_init_weights():
+        try:
+            config = AutoConfig.for_model(shape.family, **options)
+            attention = FAMILIES[shape.family].attention
+            build: Any = AutoModel.from_config  # untyped in transformers
+            model = build(config, attn_implementation=attention, dtype=torch.float32)
+        except Exception as error:  # transformers checks configs with many kinds of errors
+            raise EncoderError(f"this {shape.family} config cannot be built: {error}") from error
+    if hasattr(model, "pooler"):
+        model.pooler = None  # a branch has a head of its own
+    return model
+
+
+@torch.no_grad()
+def _fill(model: Model, paths: Sequence[Path], folder: Path) -> None:
+    """Copy every weight of `model` from safetensors files; heads and poolers in them are ignored."""
+    missing = model.state_dict()
+    for path in (path for path in paths if path.suffix == ".safetensors"):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for stored in file.keys():  # noqa: SIM118  (not a dict)
+                    target = missing.pop(_current_name(stored, model.base_model_prefix), None)
+                    if target is None:
+                        continue
+                    tensor = file.get_tensor(stored)
+                    if tensor.shape != target.shape:
+                        raise EncoderError(
+                            f"{path}: {stored} has shape {tuple(tensor.shape)}, config.json says {tuple(target.shape)}"
+                        )
+                    target.copy_(tensor)
+        except (SafetensorError, OSError) as error:
+            raise EncoderError(f"{path} cannot be read as safetensors: {error}") from None
+    if missing:
+        shown = ", ".join(sorted(missing)[:3])
+        raise EncoderError(f"{folder}: the weights lack {len(missing)} of the encoder's tensors: {shown}, …")
+
+
+def _current_name(stored: str, prefix: str) -> str:
+    """A weight's name in the bare encoder: without the model's prefix, and with the norms' newer names."""
+    name = stored.removeprefix(f"{prefix}.")
+    for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
+        if name.endswith(f"LayerNorm{old}"):
+            name = name.removesuffix(old) + new
+    return name
+
+
+def _encodable(text: str) -> str:
+    """The text with lone surrogates, which JSON can smuggle in and no tokenizer takes, as question marks."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _without_space(
+    offsets: list[tuple[int, int]], sequence: list[int | None], texts: tuple[str, str]
+) -> list[tuple[int, int]]:
+    """Offsets that begin at a token's first letter: SentencePiece counts the space before a word as part of it."""
+    trimmed = []
+    for (start, end), source in zip(offsets, sequence, strict=True):
+        while source is not None and start < end and texts[source][start].isspace():
+            start += 1
+        trimmed.append((start, end))
+    return trimmed
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    """The fast tokenizer of a folder, from tokenizer.json or converted from its vocabulary."""
+    try:
+        if (folder / TOKENIZER).is_file():
+            tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        else:
+            from transformers import AutoTokenizer
+
+            with _quiet():
+                found: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = found.backend_tokenizer
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise EncoderError(
+            f"{folder}: the tokenizer cannot be read ({error}). A {TOKENIZER} beside the weights always works"
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from logging while it builds."""
+    from transformers.utils import logging as untyped
+
+    logging: Any = untyped
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

@@ -1,0 +1,380 @@
+"""From finished candidates to a live release: measure costs, select, merge, prove, publish, evaluate.
+
+Knows the results of stages, never how they were trained. What was selected for a bundle is kept beside it in
+`selections/<bundle id>.json`: a task that is released keeps its branch until its own stages or the budget change, so that adding or
+removing one task never moves another (promise 2). `reselect` lifts that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trunkline.atomic import write_json
+from trunkline.bundle.release import Release, Releases
+from trunkline.model.source import Source
+from trunkline.pipeline.execute import BRANCH
+from trunkline.pipeline.select import READS, Budget, Candidate, Choice, TrunkCost, choose, paper_rule
+from trunkline.pipeline.stages import Graph, Stage, StageKind
+from trunkline.pipeline.store import Entry, Store, key_of
+from trunkline.project.config import ProjectFiles
+from trunkline.project.data import Rows, TaskData
+
+if TYPE_CHECKING:
+    from trunkline.engine.base import Input
+
+COST_VERSION = 1
+EVALUATE_VERSION = 1
+PROBES_PER_TASK = 4
+_SEED = re.compile(r"/s\d+$")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Milliseconds on the reference request; `branch` by shape id."""
+
+    trunk: TrunkCost
+    branch: Mapping[str, float]
+
+    def full(self, reading: str, pooling: str, depth: int) -> float:
+        """One separate full model."""
+        return sum(self.trunk.ms[slot][depth] for slot in READS[reading]) + self.branch[_shape(reading, pooling, 0)]
+
+
+@dataclass(frozen=True)
+class Options:
+    """All candidates with their costs, and the baselines to hold them against.
+
+    A candidate stands for all seeds of one configuration: `quality` is their mean, `best` the entry of the seed that is best on
+    `valid`, `all` every seed's.
+    """
+
+    candidates: list[Candidate]
+    best: dict[str, Entry]
+    all: dict[str, list[Entry]]
+    full_quality: dict[str, float]
+    full_ms: dict[str, float]
+    full: dict[str, list[Entry]]
+    measured: Measured
+
+
+@dataclass
+class Selection:
+    """What was chosen for a bundle, and from what."""
+
+    wish: str
+    candidates_key: dict[str, str]
+    budget_key: str
+    chosen: dict[str, str]  # task -> candidate id
+    branch: dict[str, str]  # task -> stage key of the branch
+    prepared: dict[str, str]  # task -> stage key of its data
+    met: bool = True
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Assembly:
+    """Turns a project's finished stages into its live release."""
+
+    def __init__(
+        self, files: ProjectFiles, source: Source, graph: Graph, store: Store, say: Callable[[str], None]
+    ) -> None:
+        self.files, self.source, self.graph, self.store, self.say = files, source, graph, store, say
+        self.releases = Releases(store.folder)
+
+    def finished(self) -> list[str]:
+        """Tasks with every stage in the store."""
+        keys = self.graph.keys
+        return [task for task in self.graph.tasks if all(keys[stage.id] in self.store for stage in self.graph.of(task))]
+
+    def wish(self, tasks: Sequence[str]) -> str:
+        """Identifies what the project's files ask for, as far as these tasks go."""
+        stages = {stage.id: self.graph.keys[stage.id] for task in tasks for stage in self.graph.of(task)}
+        return key_of(
+            [stages, self._budget_key(), self.files.settings.cost.model_dump(mode="json"), self.source.fingerprint]
+        )
+
+    def _budget_key(self) -> str:
+        return key_of(self.files.settings.budget.model_dump(mode="json"))
+
+    def live_selection(self) -> Selection | None:
+        """The selection of the live release, if it is known."""
+        live = self.releases.live()
+        return None if live is None else self.selection(live)
+
+    def selection(self, release: Release) -> Selection | None:
+        """The selection that a release was made from."""
+        try:
+            return Selection(**json.loads(self._selection_file(release.bundle).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def _selection_file(self, bundle: str) -> Path:
+        return self.store.folder / "selections" / f"{Path(bundle).name}.json"
+
+    def up_to_date(self) -> bool:
+        """Whether the live release is what the files ask for."""
+        live = self.live_selection()
+        return live is not None and live.wish == self.wish(self.graph.tasks)
+
+    # -- costs -------------------------------------------------------------------------------------------------
+
+    def measure(self, stages: Sequence[Stage]) -> Measured:
+        """Measured costs of every shape among these stages' branches and of the full models; kept in the store."""
+        cost = self.files.settings.cost
+        entries = [self.store.get(self.graph.keys[stage.id]) for stage in stages]
+        branches = [entry.result["branch"] for entry in entries]
+        shapes = sorted({(b["reading"], b["pooling"], b["layers"]) for b in branches})
+        fields = {
+            "machine": machine(),
+            "encoder": self.source.fingerprint,
+            "cost": cost.model_dump(mode="json"),
+            "shapes": [_shape(*shape) for shape in shapes],
+        }
+        key = key_of(["cost", COST_VERSION, fields])
+        if key not in self.store:
+            self.say(
+                f"measuring {len(shapes)} shapes at batch {cost.batch} x {cost.tokens} tokens on the {cost.engine} engine"
+            )
+
+            def make(_artifacts: Path, _work: Path) -> dict[str, Any]:
+                from trunkline.engine.timing import Shape, measure
+                from trunkline.model.encoders import Encoder
+
+                encoder = Encoder.load(self.source.path)
+                timed = {
+                    Shape(encoder.depth - n, n, reading, pooling): _shape(reading, pooling, n)
+                    for reading, pooling, n in shapes
+                }
+                times = measure(encoder, timed, batch=cost.batch, tokens=cost.tokens, repeats=cost.repeats)
+                return {
+                    "trunk": times["trunk"],
+                    "branch": {name: times["branch"][s.id][0] for s, name in timed.items()},
+                }
+
+            self.store.put(key, fields, make)
+        result = self.store.get(key).result
+        return Measured(TrunkCost(result["trunk"]), result["branch"])
+
+    def options(self, tasks: Sequence[str]) -> Options:
+        """The candidates of these tasks, all of whose stages are done."""
+        searched = [s for task in tasks for s in self.graph.of(task, StageKind.TUNE, StageKind.DISTILL)]
+        full = {task: self.graph.of(task, StageKind.FULL) for task in tasks}
+        measured = self.measure([*searched, *(s for stages in full.values() for s in stages)])
+        groups: dict[str, list[Stage]] = {}
+        for stage in searched:
+            groups.setdefault(_SEED.sub("", stage.id), []).append(stage)
+        candidates, best, every = [], {}, {}
+        for id, stages in groups.items():
+            entries = [self._entry(stage) for stage in stages]
+            scores = [self._valid(stages[0].task, entry) for entry in entries]
+            branch = entries[0].result["branch"]
+            candidates.append(
+                Candidate(
+                    id=id,
+                    task=stages[0].task,
+                    fork=branch["fork"],
+                    layers=branch["layers"],
+                    reading=branch["reading"],
+                    quality=float(np.mean(scores)),
+                    ms=measured.branch[_shape(branch["reading"], branch["pooling"], branch["layers"])],
+                )
+            )
+            best[id] = entries[int(np.argmax(scores))]
+            every[id] = entries
+        full_entries = {task: [self._entry(stage) for stage in stages] for task, stages in full.items()}
+        shapes = {task: entries[0].result["branch"] for task, entries in full_entries.items()}
+        return Options(
+            candidates,
+            best,
+            every,
+            {task: float(np.mean([self._valid(task, e) for e in entries])) for task, entries in full_entries.items()},
+            {task: measured.full(b["reading"], b["pooling"], self.source.depth) for task, b in shapes.items()},
+            full_entries,
+            measured,
+        )
+
+    def _entry(self, stage: Stage) -> Entry:
+        return self.store.get(self.graph.keys[stage.id])
+
+    def metric(self, task: str) -> str:
+        """The metric that a task is selected by."""
+        return self.files.tasks[task].primary_metric
+
+    def _valid(self, task: str, entry: Entry) -> float:
+        return float(entry.result["metrics"]["valid"][self.metric(task)])
+
+    # -- selection ---------------------------------------------------------------------------------------------
+
+    def budget(self, options: Options, pinned: Mapping[str, str], fixed_ms: float = 0.0) -> Budget:
+        """The project's budget in the units of `choose`."""
+        asked = self.files.settings.budget
+        if asked.max_cost is not None:
+            return Budget(max_ms=asked.max_cost * sum(options.full_ms.values()) - fixed_ms, pinned=pinned)
+        return Budget(
+            min_quality=asked.min_relative_quality * float(np.mean(list(options.full_quality.values()))), pinned=pinned
+        )
+
+    def candidates_key(self, task: str) -> str:
+        """Identifies the candidates that a task had to choose from."""
+        return key_of(sorted(self.graph.keys[s.id] for s in self.graph.of(task)))
+
+    def pins(self, options: Options, *, reselect: bool) -> dict[str, str]:
+        """Released tasks whose candidates and budget did not change: they keep their branch."""
+        live = self.live_selection()
+        if live is None or reselect or live.budget_key != self._budget_key():
+            return {}
+        known = {candidate.id for candidate in options.candidates}
+        return {
+            task: live.chosen[task]
+            for task in options.full_quality
+            if live.candidates_key.get(task) == self.candidates_key(task)
+            and live.chosen.get(task) in known
+            and options.best[live.chosen[task]].key == live.branch[task]
+        }
+
+    def select(self, options: Options, *, reselect: bool = False) -> tuple[Choice, dict[str, str]]:
+        """The best set for the budget, with released tasks kept where they are, and which those are."""
+        pinned = self.pins(options, reselect=reselect)
+        choice = choose(options.candidates, options.measured.trunk, self.budget(options, pinned))
+        if choice is None:
+            raise AssertionError("every task has candidates")
+        return choice, pinned
+
+    def by_depth(self, options: Options) -> list[tuple[int, Choice | None]]:
+        """The best set for each depth of the trunk, nothing pinned."""
+        budget = self.budget(options, {})
+        forks = sorted({candidate.fork for candidate in options.candidates})
+        return [(depth, choose(options.candidates, options.measured.trunk, budget, depth=depth)) for depth in forks]
+
+    def by_paper(self, options: Options) -> dict[str, Candidate]:
+        """What Wei et al.'s marginal-gain rule takes."""
+        return paper_rule(options.candidates, self.files.settings.search.marginal_gain)
+
+    # -- merge and release -------------------------------------------------------------------------------------
+
+    def release(self, tasks: Sequence[str], options: Options, choice: Choice, note: str) -> Release:
+        """Merge the chosen branches, and those of live tasks that were not asked for, prove them and go live."""
+        from trunkline.bundle.merge import merge
+
+        chosen = {task: options.best[c.id] for task, c in choice.candidates.items()}
+        branches = {task: entry.folder / BRANCH for task, entry in chosen.items()}
+        live = self.releases.live()
+        before = None if live is None else self.selection(live)
+        selection = Selection(
+            wish=self.wish(tasks),
+            candidates_key={task: self.candidates_key(task) for task in chosen},
+            budget_key=self._budget_key(),
+            chosen={task: c.id for task, c in choice.candidates.items()},
+            branch={task: entry.key for task, entry in chosen.items()},
+            prepared={task: self.graph.keys[f"{task}/prepare"] for task in chosen},
+            met=choice.met,
+        )
+        waiting = [task for task in self.graph.tasks if task not in chosen]
+        for task in waiting:
+            if live is None or before is None or task not in before.branch:
+                continue
+            manifest = json.loads((self.releases.folder(live) / "manifest.json").read_text())
+            branches[task] = self.releases.folder(live) / manifest["branches"][task]["file"]
+            for name in ("candidates_key", "chosen", "branch", "prepared"):
+                getattr(selection, name)[task] = getattr(before, name)[task]
+        self.store.bundles.mkdir(parents=True, exist_ok=True)
+        previous = None if live is None else self.releases.folder(live)
+        name = self.files.settings.name or self.files.root.name
+        bundle = merge(self.source, branches, self.probes(selection.prepared), self.store.bundles, previous, name=name)
+        file = self._selection_file(bundle.name)
+        file.parent.mkdir(exist_ok=True)
+        write_json(file, vars(selection))
+        return self.releases.publish(bundle, note)
+
+    def probes(self, prepared: Mapping[str, str]) -> list[Input]:
+        """A few held-out inputs of every task."""
+        probes: dict[Input, None] = {}
+        for _, key in sorted(prepared.items()):
+            data = self.data(key)
+            for item in inputs_of(data.fit.take(data.valid[:PROBES_PER_TASK])):
+                probes[item] = None
+        return list(probes)
+
+    def data(self, key: str) -> TaskData:
+        """Prepared data by the key of its stage."""
+        return TaskData.load(self.store.get(key).folder / "data")
+
+    # -- evaluation --------------------------------------------------------------------------------------------
+
+    def evaluate(self, release: Release, tasks: Sequence[str] | None = None) -> dict[str, dict[str, dict[str, float]]]:
+        """task -> split -> metrics of the merged model on the reported splits, through the engine; each kept in the store."""
+        selection = self.selection(release)
+        if selection is None:
+            return {}
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        bundle: Any = None
+        for task in sorted(selection.prepared):
+            if tasks is not None and task not in tasks:
+                continue
+            fields = {
+                "branch": release.tasks[task],
+                "data": selection.prepared[task],
+                "encoder": self.source.fingerprint,
+            }
+            key = key_of(["evaluate", EVALUATE_VERSION, fields])
+            if key not in self.store:
+                if bundle is None:
+                    from trunkline.bundle.loaded import Bundle
+
+                    bundle = Bundle.load(self.releases.folder(release))
+                scores = self._score(bundle, task, selection)
+                self.store.put(key, fields, lambda _a, _w, scores=scores: {"metrics": scores})  # type: ignore[misc]
+            found[task] = self.store.get(key).result["metrics"]
+        return found
+
+    def _score(self, bundle: Any, task: str, selection: Selection) -> dict[str, dict[str, float]]:
+        from trunkline.project.metrics import evaluate
+
+        data = self.data(selection.prepared[task])
+        spec = bundle.specs[task]
+        scores = {}
+        for split, rows in data.reported.items():
+            logits = bundle.logits(inputs_of(rows), [task], batch_size=64)[task]
+            values = logits if spec.kind == "tagging" else np.stack(logits)
+            scores[split] = evaluate(spec.kind, spec.labels, spec.positive, rows, values)
+        return scores
+
+
+def inputs_of(rows: Rows) -> list[Input]:
+    """Rows as an engine takes them."""
+    from trunkline.engine.base import Input
+
+    pairs: Sequence[str | None] = rows.pairs or [None] * len(rows)
+    words = [None] * len(rows) if rows.words is None else [tuple(map(tuple, spans)) for spans in rows.words]
+    return [Input(text, pair, spans) for text, pair, spans in zip(rows.texts, pairs, words, strict=True)]  # type: ignore[arg-type]
+
+
+def machine() -> dict[str, Any]:
+    """What a measured time depends on."""
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    return {"cpu": name, "cores": os.cpu_count(), "torch": _version("torch")}
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)
+
+
+def _shape(reading: str, pooling: str, layers: int) -> str:
+    return f"{reading}/{pooling}/{layers}"

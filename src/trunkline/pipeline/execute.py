@@ -1,0 +1,176 @@
+"""Run one stage: read what it needs from the store, train, leave its artifacts there.
+
+    prepare   data/             rows, splits and labels (project/data.py)
+    full      branch.safetensors, encoder/
+    tune      branch.safetensors
+    distill   branch.safetensors
+
+A training stage's result holds the metrics of every scored split, the history and the seconds it took. torch is imported when
+the first training stage runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trunkline.model.source import Source
+from trunkline.pipeline.stages import Graph, Stage, StageKind
+from trunkline.pipeline.store import Entry, Store
+from trunkline.project.config import ProjectFiles
+from trunkline.project.data import TaskData, read_task
+
+if TYPE_CHECKING:
+    from trunkline.model.trunk import Trunk
+    from trunkline.training.candidates import Trained
+    from trunkline.training.loop import Progress
+    from trunkline.training.material import Logits, TaskMaterial
+
+BRANCH = "branch.safetensors"
+ENCODER = "encoder"
+DATA = "data"
+
+Report = Callable[["Progress"], None]
+
+
+@dataclass
+class Workshop:
+    """What stages share while a run lasts: the trunk, and the material of the task at hand."""
+
+    files: ProjectFiles
+    source: Source
+    graph: Graph
+    store: Store
+    say: Callable[[str], None]
+    _trunk: Trunk | None = None
+    _material: dict[str, TaskMaterial] = field(default_factory=dict)
+
+    def run(self, stage: Stage, report: Report) -> Entry:
+        """Run `stage` and publish it; stages that it needs are in the store."""
+
+        def make(artifacts: Path, work: Path) -> dict[str, Any]:
+            started = time.monotonic()
+            if stage.kind is StageKind.PREPARE:
+                return self._prepare(stage, artifacts)
+            trained = self._train(stage, work / "checkpoint.pt", report)
+            return {**self._keep(trained, artifacts), "seconds": round(time.monotonic() - started, 1)}
+
+        return self.store.put(self.graph.keys[stage.id], stage.fields, make)
+
+    def data(self, task: str) -> TaskData:
+        """The prepared data of a task."""
+        return TaskData.load(self._entry(f"{task}/prepare").folder / DATA)
+
+    def _entry(self, id: str) -> Entry:
+        return self.store.get(self.graph.keys[id])
+
+    def _prepare(self, stage: Stage, artifacts: Path) -> dict[str, Any]:
+        data = read_task(self.files.root, stage.task, self.files.tasks[stage.task])
+        data.save(artifacts / DATA)
+        for note in data.notes:
+            self.say(f"{stage.task}: {note}")
+        rows = {name: len(split) for name, split in data.reported.items()}
+        return {
+            "rows": {"train": len(data.train), "valid": len(data.valid), **rows},
+            "labels": list(data.labels),
+            "reported": data.main_split,
+            "notes": data.notes,
+        }
+
+    @property
+    def trunk(self) -> Trunk:
+        """The frozen trunk, loaded once."""
+        if self._trunk is None:
+            from trunkline.model.encoders import Encoder
+            from trunkline.model.trunk import Trunk
+
+            self._trunk = Trunk(Encoder.load(self.source.path), self.source.fingerprint).to(self._device())
+        return self._trunk
+
+    def _device(self) -> str:
+        import torch
+
+        asked = self.files.settings.device
+        return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else str(asked)
+
+    def material(self, task: str) -> TaskMaterial:
+        """What training reads of a task; only the task at hand is held."""
+        if task not in self._material:
+            from trunkline.training.loop import precision_of
+            from trunkline.training.material import TaskMaterial
+            from trunkline.training.states import StateCache
+
+            settings = self.files.settings
+            self._material = {
+                task: TaskMaterial(
+                    name=task,
+                    settings=self.files.tasks[task],
+                    data=self.data(task),
+                    trunk=self.trunk,
+                    cache=StateCache(self.store.states, int(settings.store.max_states_gb * 1e9)),
+                    precision=precision_of(settings.precision, self._device()),
+                    say=self.say,
+                )
+            }
+        return self._material[task]
+
+    def _train(self, stage: Stage, checkpoint: Path, report: Report) -> Trained:
+        from trunkline.model.branch import Reading
+        from trunkline.training.candidates import schedule_of, train_full, train_student, train_tuned
+
+        material = self.material(stage.task)
+        fields = stage.fields
+        reading = Reading(fields["reading"])
+        settings = material.settings
+        asked = {StageKind.FULL: settings.full, StageKind.TUNE: settings.tune, StageKind.DISTILL: settings.distill}[
+            stage.kind
+        ]
+        schedule = schedule_of(asked, seed=fields["seed"], precision=material.precision, device=self._device())
+        if stage.kind is StageKind.FULL:
+            return train_full(material, reading, schedule, checkpoint, report)
+        if stage.kind is StageKind.TUNE:
+            return train_tuned(material, reading, fields["layers"], schedule, checkpoint, report)
+        return train_student(
+            material,
+            self._branch(stage.needs[0]),
+            [self._taught(stage.needs[teacher == "full"]) for teacher in fields["teachers"]],
+            fields["layers"],
+            fields["init"],
+            schedule,
+            checkpoint,
+            report,
+            temperature=settings.distill.temperature,
+            gold_weight=settings.distill.gold_weight,
+        )
+
+    def _branch(self, id: str, encoder: Any = None) -> Any:
+        from trunkline.model.branch import load_branch
+
+        return load_branch(self._entry(id).folder / BRANCH, encoder or self.trunk.encoder)
+
+    def _taught(self, id: str) -> Logits:
+        """A teacher's logits for the train rows."""
+        from trunkline.model.encoders import Encoder
+        from trunkline.training.candidates import train_logits
+
+        stage = self.graph.stages[id]
+        encoder = Encoder.load(self._entry(id).folder / ENCODER) if stage.kind is StageKind.FULL else None
+        return train_logits(self.material(stage.task), self._branch(id, encoder), encoder)
+
+    def _keep(self, trained: Trained, artifacts: Path) -> dict[str, Any]:
+        from trunkline.model.branch import save_branch
+
+        save_branch(trained.branch, artifacts / BRANCH)
+        if trained.encoder is not None:
+            trained.encoder.save(artifacts / ENCODER)
+        spec = trained.branch.spec
+        return {
+            "metrics": trained.metrics,
+            "branch": {"fork": spec.fork, "layers": spec.layers, "reading": spec.reading, "pooling": spec.pooling},
+            "steps": trained.outcome.steps,
+            "best_step": trained.outcome.best_step,
+            "history": trained.outcome.history,
+        }

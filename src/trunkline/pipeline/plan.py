@@ -1,0 +1,101 @@
+"""What a run would do, and why: the graph of stages against the store and the last run.
+
+Knows stages and keys. Runs nothing, imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from trunkline.atomic import write_json
+from trunkline.pipeline.stages import Graph, Stage
+from trunkline.pipeline.store import Store
+
+FILE = "plan.json"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage that is not done. `why` reads after the stage's name; `resumes` where a killed run left a checkpoint."""
+
+    stage: Stage
+    key: str
+    why: str
+    resumes: bool
+
+
+def steps(graph: Graph, store: Store) -> list[Step]:
+    """The stages still to be run, in order, each with its reason."""
+    before = _recorded(store)
+    found = []
+    pending: set[str] = set()
+    for stage in graph.stages.values():
+        key = graph.keys[stage.id]
+        if key in store:
+            continue
+        why = _why(stage, graph, before, pending)
+        pending.add(stage.id)
+        found.append(Step(stage, key, why, store.resumable(key)))
+    return found
+
+
+def record(graph: Graph, store: Store) -> None:
+    """Remember what the stages were made of, so that the next plan can say what changed."""
+    write_json(
+        store.folder / FILE,
+        {
+            id: {"task": stage.task, "kind": stage.kind.value, "key": graph.keys[id], "fields": stage.fields}
+            for id, stage in graph.stages.items()
+        },
+    )
+
+
+def _recorded(store: Store) -> dict[str, Any]:
+    try:
+        read = json.loads((store.folder / FILE).read_text())
+    except (OSError, ValueError):
+        return {}  # only reasons are lost
+    return read if isinstance(read, dict) else {}
+
+
+def _why(stage: Stage, graph: Graph, before: dict[str, Any], pending: set[str]) -> str:
+    if not any(old["task"] == stage.task for old in before.values()):
+        return "new task" if before else "first run"
+    old = before.get(stage.id)
+    if old is None:
+        # A renamed stage: of the stages that are gone, the one that differs least tells what changed.
+        gone = [
+            o
+            for id, o in before.items()
+            if id not in graph.stages and (o["task"], o["kind"]) == (stage.task, stage.kind)
+        ]
+        changes = sorted((list(_changes(o["fields"], stage.fields)) for o in gone), key=len)
+        return ", ".join(changes[0]) if changes and changes[0] else "not asked for before"
+    if changed := list(_changes(old["fields"], stage.fields)):
+        return ", ".join(changed)
+    if old["key"] == graph.keys[stage.id]:
+        return "not finished"
+    moved = [need for need in stage.needs if need in pending]
+    return f"follows {', '.join(moved)}" if moved else "a stage that it needs changed"
+
+
+def _changes(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """ "layers 3 -> 2" for every field that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted(old.keys() | new.keys()):
+            yield from _changes(old.get(name), new.get(name), f"{path}.{name}" if path else name)
+    elif old != new:
+        if path.startswith("files."):
+            yield f"{path.removeprefix('files.')} data changed"
+        elif path == "encoder":
+            yield "another encoder"
+        else:
+            yield f"{path} {_short(old)} -> {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

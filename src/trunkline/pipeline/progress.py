@@ -1,0 +1,80 @@
+"""What a person sees while a run lasts: a line per finished stage, and for the one at hand how far, how good, how long still."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+if TYPE_CHECKING:
+    from trunkline.training.loop import Progress as Position
+
+
+class Show(Protocol):
+    """Told of everything that a run does."""
+
+    def say(self, text: str) -> None:
+        """A line worth keeping."""
+
+    def begin(self, name: str, number: int, total: int, why: str) -> None:
+        """Stage `name`, `number` of `total`, starts."""
+
+    def advance(self, position: Position) -> None:
+        """The stage at hand moved on."""
+
+    def done(self, name: str, summary: str, seconds: float) -> None:
+        """Stage `name` is finished."""
+
+
+class Silent:
+    """Shows nothing: for Python callers."""
+
+    def say(self, text: str) -> None: ...
+    def begin(self, name: str, number: int, total: int, why: str) -> None: ...
+    def advance(self, position: Position) -> None: ...
+    def done(self, name: str, summary: str, seconds: float) -> None: ...
+
+
+class Terminal:
+    """Shows a run on a console; without a terminal, one line per finished stage."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._row = self._bar.add_task("", total=1, detail="")
+        self._count = ""
+
+    def __enter__(self) -> Terminal:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False)
+
+    def begin(self, name: str, number: int, total: int, why: str) -> None:
+        self._count = f"{number:>{len(str(total))}}/{total}"
+        self._bar.reset(self._row, total=1, description=f"{self._count}  {name}", detail=why)
+
+    def advance(self, position: Position) -> None:
+        score = "" if position.score is None else f"  best {position.score:.3f}"
+        left = "" if position.seconds_left is None else f"  {_clock(position.seconds_left)} left"
+        detail = f"step {position.step}/{position.steps}  loss {position.loss:.3f}{score}{left}"
+        self._bar.update(self._row, completed=position.step, total=position.steps, detail=detail)
+
+    def done(self, name: str, summary: str, seconds: float) -> None:
+        self.say(f"{self._count}  {name:<44} {summary:<28} {_clock(seconds):>6}")
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds:.1f}s" if seconds < 10 else f"{int(seconds // 60)}:{int(seconds % 60):02d}"

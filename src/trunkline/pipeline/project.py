@@ -1,0 +1,246 @@
+"""A project: its files, its store, and the run from one to a live release. The Python face of the command line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trunkline.atomic import write_json, write_text
+from trunkline.bundle.release import Release, Releases
+from trunkline.errors import Problem, ProjectError, StoreError, UsageError, unknown
+from trunkline.model.source import Source, resolve
+from trunkline.pipeline import plan as planning
+from trunkline.pipeline.assemble import Assembly
+from trunkline.pipeline.execute import Workshop
+from trunkline.pipeline.gc import Freed, collect
+from trunkline.pipeline.plan import Step
+from trunkline.pipeline.progress import Show, Silent
+from trunkline.pipeline.stages import Graph, StageKind, TaskFiles, graph
+from trunkline.pipeline.store import Entry, Store
+from trunkline.project.config import ProjectFiles, TaskSettings, load_files
+from trunkline.project.data import read_task
+
+if TYPE_CHECKING:
+    from trunkline.bundle import Bundle
+
+PAGE = "report.html"
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run did: the release that is live after it, how many stages ran, and the report's data."""
+
+    release: Release | None
+    ran: int
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do: stages in order, and whether merge and release follow."""
+
+    steps: list[Step]
+    done: int
+    merges: bool
+    removed: tuple[str, ...]
+
+
+class Project:
+    """The project in the folder `root`. Make one with `Project.load`."""
+
+    def __init__(self, files: ProjectFiles) -> None:
+        self.files = files
+        self.root = files.root
+        self.store = Store(files.root)
+        self.releases = Releases(self.store.folder)
+
+    @classmethod
+    def load(cls, path: Path | str = ".") -> Project:
+        """Read project.toml and tasks/*.toml. Raises ProjectError with every problem of every file."""
+        return cls(load_files(Path(path)))
+
+    @cached_property
+    def source(self) -> Source:
+        """The encoder, found and identified. Raises EncoderError."""
+        settings = self.files.settings
+        return resolve(settings.encoder, settings.revision, self.root, self.store.hashes)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """Every stage of every task. Raises ProjectError where data files are missing or the grid does not fit."""
+        problems: list[Problem] = []
+        tasks: dict[str, TaskFiles] = {}
+        for name, settings in self.files.tasks.items():
+            try:
+                tasks[name] = TaskFiles.of(self.root, name, settings, self.store.hashes)
+            except ProjectError as error:
+                problems += error.problems
+        if problems:
+            raise ProjectError(problems)
+        return graph(self.files, self.source, tasks)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks, sorted."""
+        return sorted(self.files.tasks)
+
+    def check(self) -> dict[str, dict[str, Any]]:
+        """Read and check all data of all tasks: task -> rows per split, labels, notes. Raises ProjectError with all problems."""
+        found: dict[str, dict[str, Any]] = {}
+        problems: list[Problem] = []
+        for name, settings in self.files.tasks.items():
+            try:
+                data = read_task(self.root, name, settings)
+            except ProjectError as error:
+                problems += error.problems
+                continue
+            rows = {"train": len(data.train), "valid": len(data.valid)}
+            rows |= {split: len(table) for split, table in data.reported.items()}
+            found[name] = {
+                "kind": settings.kind.value,
+                "rows": rows,
+                "labels": list(data.labels),
+                "notes": list(data.notes),
+            }
+        if problems:
+            raise ProjectError(problems)
+        _ = self.graph
+        return found
+
+    def plan(self, tasks: Sequence[str] | None = None) -> Plan:
+        """What `run` would do. Reads no data rows and imports no torch."""
+        names = self._named(tasks)
+        steps = [step for step in planning.steps(self.graph, self.store) if step.stage.task in names]
+        live = self.releases.live()
+        removed = tuple(sorted(set(live.tasks) - set(self.tasks))) if live else ()
+        done = sum(self.graph.keys[stage.id] in self.store for stage in self.graph.stages.values())
+        return Plan(steps, done, bool(steps) or not self._assembly(Silent()).up_to_date(), removed)
+
+    def run(self, tasks: Sequence[str] | None = None, *, reselect: bool = False, show: Show | None = None) -> RunResult:
+        """Do every stage that is not done, then select, merge, prove, release and report.
+
+        With `tasks`, only theirs; other tasks stay as they were released. A released task keeps its branch while its own stages and
+        the budget are unchanged; `reselect` chooses anew for all.
+        """
+        show = show or Silent()
+        names = self._named(tasks)
+        with self.store.writing():
+            steps = [step for step in planning.steps(self.graph, self.store) if step.stage.task in names]
+            workshop = Workshop(self.files, self.source, self.graph, self.store, show.say)
+            for number, step in enumerate(steps, 1):
+                why = f"{step.why}; resumes" if step.resumes else step.why
+                show.begin(step.stage.id, number, len(steps), why)
+                started = time.monotonic()
+                entry = workshop.run(step.stage, show.advance)
+                show.done(step.stage.id, self._summary(entry, step), time.monotonic() - started)
+            planning.record(self.graph, self.store)
+            release, report = self._assemble(show, reselect=reselect)
+            return RunResult(release, len(steps), report)
+
+    def _assemble(self, show: Show, *, reselect: bool) -> tuple[Release | None, dict[str, Any]]:
+        from trunkline.pipeline.results import make_report
+
+        assembly = self._assembly(show)
+        live = self.releases.live()
+        if live is not None and assembly.up_to_date() and not reselect and self.report_file.exists():
+            return live, self.report()
+        done = assembly.finished()
+        if not done:
+            return live, {}
+        options = assembly.options(done)
+        choice, pinned = assembly.select(options, reselect=reselect)
+        release = assembly.release(done, options, choice, _note(live, choice.candidates, pinned))
+        report = make_report(assembly, options, release, show.say)
+        write_json(self.report_file, report)
+        self.write_page(report)
+        return release, report
+
+    def write_page(self, report: dict[str, Any]) -> Path:
+        """Write the report's page to report.html in the project's folder."""
+        from trunkline.report import render
+
+        write_text(self.root / PAGE, render(report))
+        return self.root / PAGE
+
+    def _assembly(self, show: Show) -> Assembly:
+        return Assembly(self.files, self.source, self.graph, self.store, show.say)
+
+    @property
+    def report_file(self) -> Path:
+        """The data of the last report."""
+        return self.store.folder / REPORT
+
+    def report(self) -> dict[str, Any]:
+        """The data of the last run's report. Raises StoreError before the first run."""
+        import json
+
+        try:
+            found: dict[str, Any] = json.loads(self.report_file.read_text())
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{self.root} has no report yet: trunkline run") from error
+        return found
+
+    def evaluate(
+        self, tasks: Sequence[str] | None = None, *, release: str | None = None
+    ) -> dict[str, dict[str, dict[str, float]]]:
+        """task -> reported split -> metrics of the live (or named) release, through its engine."""
+        found = self.released(release)
+        names = None if tasks is None else [self._known(task, found.tasks) for task in tasks]
+        with self.store.writing():
+            return self._assembly(Silent()).evaluate(found, names)
+
+    def bundle(self, release: str | None = None) -> Bundle:
+        """The live (or named) release's merged model, loaded. Raises StoreError before the first release."""
+        from trunkline.bundle import Bundle
+
+        return Bundle.load(self.releases.folder(self.released(release)))
+
+    def rollback(self, to: str | None = None) -> Release:
+        """Make an earlier release live again, by default the one before."""
+        with self.store.writing():
+            return self.releases.rollback(to)
+
+    def gc(self, *, keep: int = 5, dry: bool = False) -> list[Freed]:
+        """Free what neither the task files nor the newest `keep` releases and the live one need."""
+        with self.store.writing():
+            return collect(self.graph, self.store, self._assembly(Silent()), keep=keep, dry=dry)
+
+    def task(self, name: str) -> TaskSettings:
+        """A task's settings. Raises UsageError for an unknown name."""
+        return self.files.tasks[self._known(name, self.tasks)]
+
+    def released(self, release: str | None = None) -> Release:
+        """The live (or named) release. Raises StoreError before the first."""
+        found = self.releases.live() if release is None else self.releases.get(release)
+        if found is None:
+            raise StoreError(f"{self.root} has no release yet: trunkline run")
+        return found
+
+    def _named(self, tasks: Sequence[str] | None) -> list[str]:
+        return self.tasks if not tasks else [self._known(task, self.tasks) for task in tasks]
+
+    @staticmethod
+    def _known(task: str, known: Any) -> str:
+        if task not in known:
+            raise UsageError(unknown("task", task, known))
+        return task
+
+    def _summary(self, entry: Entry, step: Step) -> str:
+        if step.stage.kind is StageKind.PREPARE:
+            rows = entry.result["rows"]
+            return ", ".join(f"{count:,} {name}" for name, count in rows.items())
+        metric = self.files.tasks[step.stage.task].primary_metric
+        return f"{metric} {entry.result['metrics']['valid'][metric]:.3f} (valid)"
+
+
+def _note(live: Release | None, chosen: Any, pinned: dict[str, str]) -> str:
+    """What a release is about, for its history."""
+    new = sorted(set(chosen) - set(pinned))
+    gone = sorted(set(live.tasks) - set(chosen)) if live else []
+    parts = [f"{', '.join(new)}" if new else "", f"without {', '.join(gone)}" if gone else ""]
+    return "; ".join(part for part in parts if part) or "nothing changed"

@@ -1,0 +1,260 @@
+"""The data of a report: candidates, what was chosen and why, quality on the reported splits, measured time against separate models.
+
+Composes what the store holds and one last measurement; draws nothing (that is report/).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trunkline.bundle.release import Release
+from trunkline.pipeline.assemble import Assembly, Options, machine
+from trunkline.pipeline.execute import BRANCH, ENCODER
+from trunkline.pipeline.select import READS, Candidate, Choice
+from trunkline.pipeline.stages import Stage, StageKind
+from trunkline.pipeline.store import Entry, key_of
+
+if TYPE_CHECKING:
+    from trunkline.engine.base import Input
+    from trunkline.model.encoders import Encoder
+
+COMPARE_VERSION = 1
+
+
+def make_report(assembly: Assembly, options: Options, release: Release, say: Callable[[str], None]) -> dict[str, Any]:
+    """Everything that the page and the terminal show of a release."""
+    settings = assembly.files.settings
+    selection = assembly.selection(release)
+    if selection is None:
+        raise AssertionError("a release is published with its selection")
+    chosen = {task: id for task, id in selection.chosen.items() if task in options.full_quality}
+    by_id = {candidate.id: candidate for candidate in options.candidates}
+    picked = {task: by_id[id] for task, id in chosen.items()}
+    scored = assembly.evaluate(release)
+    source = assembly.source
+    return {
+        "project": settings.name or assembly.files.root.name,
+        "encoder": {
+            "name": source.name,
+            "depth": source.depth,
+            "width": source.width,
+            "fingerprint": source.fingerprint,
+        },
+        "machine": machine(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cost": {
+            "batch": settings.cost.batch,
+            "tokens": settings.cost.tokens,
+            "engine": settings.cost.engine,
+            "dtype": "float32",
+        },
+        "tasks": {task: _task(assembly, options, task, picked[task], scored[task]) for task in sorted(picked)},
+        "merged": _merged(assembly, options, release, picked, scored, selection.met, say),
+        "depths": [_depth(options, depth, choice) for depth, choice in assembly.by_depth(options)],
+        "paper_rule": _paper(assembly, options),
+        "release": {"id": release.id, "bundle": release.bundle},
+    }
+
+
+def _task(
+    assembly: Assembly, options: Options, task: str, picked: Candidate, scored: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    prepared = assembly.store.get(assembly.graph.keys[f"{task}/prepare"]).result
+    metric, split = assembly.metric(task), prepared["reported"]
+    best = options.best[picked.id]
+    full = options.full[task]
+    return {
+        "kind": assembly.files.tasks[task].kind.value,
+        "metric": metric,
+        "rows": prepared["rows"],
+        "reported": split,
+        "notes": prepared["notes"],
+        "baseline": {
+            "valid": options.full_quality[task],
+            "metrics": _mean([entry.result["metrics"][split] for entry in full]),
+            "ms": options.full_ms[task],
+        },
+        "candidates": [
+            _candidate(assembly, options, stage, picked.id)
+            for stage in assembly.graph.of(task, StageKind.TUNE, StageKind.DISTILL)
+        ],
+        "chosen": {
+            "id": picked.id,
+            "fork": picked.fork,
+            "layers": picked.layers,
+            "reading": picked.reading,
+            "seed": best.fields["seed"],
+            "valid": picked.quality,
+            "metrics": scored[split],
+            "ms": picked.ms,
+        },
+    }
+
+
+def _candidate(assembly: Assembly, options: Options, stage: Stage, picked: str) -> dict[str, Any]:
+    entry = assembly.store.get(assembly.graph.keys[stage.id])
+    branch = entry.result["branch"]
+    metric = assembly.metric(stage.task)
+    return {
+        "id": stage.id,
+        "stage": stage.kind.value,
+        "fork": branch["fork"],
+        "layers": branch["layers"],
+        "reading": branch["reading"],
+        "init": stage.fields.get("init"),
+        "teacher": "+".join(stage.fields.get("teachers", [])) or None,
+        "seed": stage.fields["seed"],
+        "valid": entry.result["metrics"]["valid"][metric],
+        "ms": next(c.ms for c in options.candidates if stage.id.startswith(f"{c.id}/s")),
+        "chosen": entry.key == options.best[picked].key,
+    }
+
+
+def _merged(
+    assembly: Assembly,
+    options: Options,
+    release: Release,
+    picked: dict[str, Candidate],
+    scored: dict[str, dict[str, dict[str, float]]],
+    met: bool,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    times = _compare(assembly, options, release, sorted(picked), say)
+    quality, full = [], []
+    for task in picked:
+        split = assembly.store.get(assembly.graph.keys[f"{task}/prepare"]).result["reported"]
+        metric = assembly.metric(task)
+        quality.append(scored[task][split][metric])
+        full.append(_mean([entry.result["metrics"][split] for entry in options.full[task]])[metric])
+    layers, separate = layer_count(list(picked.values())), assembly.source.depth * len(picked)
+    return {
+        "trunk_depth": max(candidate.fork for candidate in picked.values()),
+        "layers_in_graph": layers,
+        "layers_separate": separate,
+        "relative_layers": layers / separate,
+        "ms_merged": times["merged"],
+        "ms_separate": times["separate"],
+        "relative_time": times["merged"] / times["separate"],
+        "quality": float(np.mean(quality)),
+        "quality_full": float(np.mean(full)),
+        "relative_quality": float(np.mean(quality) / np.mean(full)),
+        "budget": assembly.files.settings.budget.model_dump(mode="json"),
+        "met": met,
+    }
+
+
+def layer_count(picked: Sequence[Candidate]) -> int:
+    """The paper's count: layers of the trunk that are run, plus every branch's own."""
+    return max(c.fork for c in picked) + sum(c.layers for c in picked)
+
+
+def _depth(options: Options, depth: int, choice: Choice | None) -> dict[str, Any]:
+    if choice is None:
+        return {"depth": depth, "feasible": False, "relative_quality_valid": None, "relative_time": None, "choice": {}}
+    full = float(np.mean(list(options.full_quality.values())))
+    return {
+        "depth": depth,
+        "feasible": choice.met,
+        "relative_quality_valid": choice.quality / full,
+        "relative_time": choice.ms / sum(options.full_ms.values()),
+        "choice": {task: candidate.id for task, candidate in choice.candidates.items()},
+    }
+
+
+def _paper(assembly: Assembly, options: Options) -> dict[str, Any]:
+    picked = assembly.by_paper(options)
+    chosen = list(picked.values())
+    ms = options.measured.trunk.of(chosen) + sum(c.ms for c in chosen)
+    return {
+        "marginal_gain": assembly.files.settings.search.marginal_gain,
+        "relative_quality_valid": float(
+            np.mean([c.quality for c in chosen]) / np.mean(list(options.full_quality.values()))
+        ),
+        "relative_time": ms / sum(options.full_ms.values()),
+        "relative_layers": layer_count(chosen) / (assembly.source.depth * len(chosen)),
+        "choice": {task: candidate.id for task, candidate in picked.items()},
+    }
+
+
+def _mean(tables: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([table[name] for table in tables])) for name in tables[0]}
+
+
+def _compare(
+    assembly: Assembly, options: Options, release: Release, tasks: list[str], say: Callable[[str], None]
+) -> dict[str, float]:
+    """Milliseconds of the reference request through the merged model and through one full model per task: same engine, same run,
+    in turn. Kept in the store per release."""
+    cost = assembly.files.settings.cost
+    fulls = {task: options.full[task][0] for task in tasks}
+    fields = {
+        "machine": machine(),
+        "cost": cost.model_dump(mode="json"),
+        "branches": release.tasks,
+        "full": {task: entry.key for task, entry in fulls.items()},
+    }
+    key = key_of(["compare", COMPARE_VERSION, fields])
+    if key not in assembly.store:
+        say(f"measuring the merged model against {len(tasks)} separate full models")
+        assembly.store.put(
+            key, fields, lambda _a, _w: compare(assembly, release, fulls, cost.batch, cost.tokens, cost.repeats)
+        )
+    result: dict[str, float] = assembly.store.get(key).result
+    return result
+
+
+def compare(
+    assembly: Assembly, release: Release, fulls: dict[str, Entry], batch: int, tokens: int, repeats: int
+) -> dict[str, float]:
+    """Median milliseconds of one request for all tasks. The separate models share one encoder's weights, which favours them:
+    N real ones would not stay in the processor's cache."""
+    from trunkline.bundle.loaded import Bundle
+    from trunkline.engine.timing import compare as in_turn
+    from trunkline.engine.torch import TorchEngine
+    from trunkline.model.branch import load_branch
+    from trunkline.model.encoders import Encoder
+    from trunkline.model.trunk import Trunk
+
+    bundle = Bundle.load(assembly.releases.folder(release))
+    first = next(iter(fulls.values()))
+    encoder = Encoder.load(first.folder / ENCODER)
+    trunk = Trunk(encoder, assembly.source.fingerprint)
+    separate = {
+        task: TorchEngine(trunk, {task: load_branch(entry.folder / BRANCH, encoder)}) for task, entry in fulls.items()
+    }
+    request = reference_request(
+        encoder,
+        batch,
+        tokens,
+        pairs=any(len(READS[s.reading]) > 1 or s.reading == "joint" for s in bundle.specs.values()),
+    )
+
+    def one_each() -> None:
+        for task, engine in separate.items():
+            engine.logits(request, [task], batch_size=batch)
+
+    return in_turn(
+        {"merged": lambda: bundle.engine.logits(request, list(fulls), batch_size=batch), "separate": one_each}, repeats
+    )
+
+
+def reference_request(encoder: Encoder, batch: int, tokens: int, *, pairs: bool) -> list[Input]:
+    """`batch` inputs whose texts (and pairs) are `tokens` tokens each, all different."""
+    from trunkline.engine.base import Input
+
+    words = sorted(word for word in encoder.tokenizer.get_vocab() if word.isascii() and word.isalpha())
+    rng = np.random.default_rng(0)
+
+    def text() -> str:
+        chosen = [words[i] for i in rng.integers(0, len(words), tokens)]
+        while (
+            len(chosen) > 1 and len(encoder.tokenize([" ".join(chosen)], max_tokens=encoder.max_positions)[0]) > tokens
+        ):
+            chosen.pop()
+        return " ".join(chosen)
+
+    return [Input(text(), text() if pairs else None) for _ in range(batch)]

@@ -1,0 +1,218 @@
+"""Which stages a project is made of, each with exactly the fields that it reads.
+
+A stage's key is the hash of its kind's version, those fields and the keys of the stages that it needs: never source text,
+comments or fields that it does not read. Knows project files and hashes; runs nothing and imports no torch.
+
+    prepare ─► full                                    (the baseline, and a teacher)
+            └► tune (L) ─► distill (L, l)              trunk states at the fork are a cache below these, no stage
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from trunkline.errors import Problem, ProjectError
+from trunkline.model.source import Source, hash_files
+from trunkline.pipeline.store import key_of
+from trunkline.project.config import ProjectFiles, TaskSettings
+from trunkline.project.data import data_fields, read_task, reads_pairs, sources
+from trunkline.project.tasks import Kind
+
+
+class StageKind(StrEnum):
+    """The kinds of stages that belong to a task."""
+
+    PREPARE = "prepare"
+    """Read, check and split the task's data."""
+    FULL = "full"
+    """Fine-tune a whole encoder: the baseline, and a teacher."""
+    TUNE = "tune"
+    """Fine-tune the top L layers over frozen trunk states."""
+    DISTILL = "distill"
+    """Distil tuned layers into the l of a student."""
+
+
+VERSIONS = {StageKind.PREPARE: 1, StageKind.FULL: 1, StageKind.TUNE: 1, StageKind.DISTILL: 1}
+"""Raised when a stage would give another result from the same fields."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: `fields` is all that it reads apart from the results of `needs` (ids of other stages)."""
+
+    id: str
+    kind: StageKind
+    task: str
+    fields: dict[str, Any]
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All stages of a project, every stage after those it needs."""
+
+    stages: dict[str, Stage]
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """Stage id -> key."""
+        keys: dict[str, str] = {}
+        for stage in self.stages.values():
+            keys[stage.id] = key_of(
+                [stage.kind, VERSIONS[stage.kind], stage.fields, [keys[need] for need in stage.needs]]
+            )
+        return keys
+
+    def of(self, task: str, *kinds: StageKind) -> list[Stage]:
+        """The stages of a task, of these kinds or of all."""
+        return [stage for stage in self.stages.values() if stage.task == task and (not kinds or stage.kind in kinds)]
+
+    @property
+    def tasks(self) -> list[str]:
+        return sorted({stage.task for stage in self.stages.values()})
+
+
+@dataclass(frozen=True)
+class TaskFiles:
+    """What planning knows of a task's data: a content hash per split, and whether it holds pairs."""
+
+    hashes: dict[str, str]
+    pairs: bool
+
+    @classmethod
+    def of(cls, root: Path, name: str, settings: TaskSettings, cache: Path) -> TaskFiles:
+        """Hash the data files of a task, hashes of unchanged files taken from `cache`. Raises ProjectError."""
+        files = sources(root, settings)
+        if any(not path.is_file() for path in files.values()):
+            read_task(root, name, settings)  # says what is missing, with all else that is wrong
+        hashes = hash_files(files.values(), cache)
+        return cls({split: hashes[str(path)] for split, path in files.items()}, reads_pairs(root, settings))
+
+
+def graph(files: ProjectFiles, source: Source, tasks: Mapping[str, TaskFiles]) -> Graph:
+    """The stages of every task.
+
+    Raises ProjectError where the grid does not fit the encoder.
+    """
+    problems = list(_misfits(files, source))
+    if problems:
+        raise ProjectError(problems)
+    stages: dict[str, Stage] = {}
+    for name, settings in files.tasks.items():
+        for stage in _task_stages(name, settings, files, source, tasks[name]):
+            stages[stage.id] = stage
+    return Graph(stages)
+
+
+def readings(settings: TaskSettings, pairs: bool) -> list[str]:
+    """The readings that a task searches: "single", or "joint" and "separate" as its file says."""
+    if not pairs:
+        return ["single"]
+    asked = [str(pair) for pair in settings.pair] if settings.pair else ["joint", "separate"]
+    return [reading for reading in asked if not (settings.kind is Kind.TAGGING and reading == "separate")]
+
+
+def _misfits(files: ProjectFiles, source: Source) -> Iterator[Problem]:
+    for name, settings in files.tasks.items():
+        file = f"tasks/{name}.toml"
+        for layers in settings.tune.layers:
+            if layers > source.depth:
+                yield Problem(
+                    file,
+                    "tune.layers",
+                    "more layers than the encoder has",
+                    found=str(layers),
+                    allowed=f"1 to {source.depth} ({source.name} has {source.depth} layers)",
+                )
+        if settings.max_tokens > source.max_positions:
+            yield Problem(
+                file,
+                "max_tokens",
+                "more tokens than the encoder reads",
+                found=str(settings.max_tokens),
+                allowed=f"at most {source.max_positions} ({source.name})",
+            )
+
+
+def _task_stages(
+    name: str, settings: TaskSettings, files: ProjectFiles, source: Source, data: TaskFiles
+) -> Iterator[Stage]:
+    prepare = Stage(
+        f"{name}/prepare",
+        StageKind.PREPARE,
+        name,
+        {
+            **data_fields(settings),
+            "files": data.hashes,
+        },
+    )
+    yield prepare
+    project = files.settings
+    for seed in range(project.seed, project.seed + project.search.seeds):
+        common = {
+            "encoder": source.fingerprint,
+            "metric": settings.primary_metric,
+            "max_tokens": settings.max_tokens,
+            "pooling": settings.tune.pooling,
+            "precision": project.precision,
+            "seed": seed,
+        }
+        searched = readings(settings, data.pairs)
+        baseline = searched[0]
+        full = Stage(
+            f"{name}/full/{baseline}/s{seed}",
+            StageKind.FULL,
+            name,
+            {**common, "reading": baseline, "schedule": settings.full.model_dump(mode="json")},
+            (prepare.id,),
+        )
+        yield full
+        for reading in searched:
+            for tuned in sorted(set(settings.tune.layers)):
+                tune = Stage(
+                    f"{name}/tune/{reading}/L{tuned}/s{seed}",
+                    StageKind.TUNE,
+                    name,
+                    {
+                        **common,
+                        "reading": reading,
+                        "layers": tuned,
+                        "schedule": settings.tune.model_dump(mode="json", exclude={"layers", "pooling"}),
+                    },
+                    (prepare.id,),
+                )
+                yield tune
+                yield from _students(name, settings, common, reading, tune, full)
+
+
+def _students(
+    name: str, settings: TaskSettings, common: dict[str, Any], reading: str, tune: Stage, full: Stage
+) -> Iterator[Stage]:
+    distill = settings.distill
+    teachers = sorted(set(distill.teachers))
+    tuned = int(tune.fields["layers"])
+    for layers in sorted(set(distill.layers)):
+        if layers >= tuned:
+            continue  # a student is smaller than its teacher (Wei et al., l < L)
+        for init in distill.init:
+            yield Stage(
+                f"{name}/distill/{reading}/L{tuned}-l{layers}/{init}/{'+'.join(teachers)}/s{common['seed']}",
+                StageKind.DISTILL,
+                name,
+                {
+                    **common,
+                    "reading": reading,
+                    "from": tuned,
+                    "layers": layers,
+                    "init": init,
+                    "teachers": teachers,
+                    "schedule": distill.model_dump(mode="json", exclude={"layers", "teachers", "init"}),
+                },
+                # The tuned layers always take part: the student starts from them or reads at their fork.
+                (tune.id, full.id) if "full" in teachers else (tune.id,),
+            )

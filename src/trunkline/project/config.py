@@ -1,0 +1,272 @@
+"""The typed files of a project: `project.toml` and `tasks/NAME.toml`.
+
+Knows every key, its type, range and default (the reference page is made from these fields), and which keys contradict
+each other. Does not open data files, and knows nothing of encoders. Reading the files: `load_files`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from trunkline.project.tasks import DEFAULT_METRIC, Kind
+
+TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+HUB_NAME = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[^#:]+))?#(?P<split>.+)")
+REPORTED = ("dev", "test")
+SPLITS = ("train", "valid", *REPORTED)
+
+
+class Settings(BaseModel):
+    """One table of a file: typed, frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _listed(value: Any) -> Any:
+    """`layers = 2` means `layers = [2]`."""
+    return value if isinstance(value, list) else [value]
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    twice = next((value for place, value in enumerate(values) if value in values[:place]), None)
+    if twice is not None:
+        raise PydanticCustomError("twice", "'{value}' stands there twice", {"value": str(twice)})
+    return values
+
+
+def _source(value: str) -> str:
+    if value.startswith("hub:") and not HUB_NAME.fullmatch(value):
+        raise PydanticCustomError("hub_name", "not a hub name", {})
+    if not value.strip() or "\0" in value:
+        raise PydanticCustomError("path", "not a path", {})
+    return value
+
+
+def _filled(value: str) -> str:
+    if not value.strip():
+        raise PydanticCustomError("empty", "empty", {})
+    return value
+
+
+Text = Annotated[str, AfterValidator(_filled), "text"]
+Searched = BeforeValidator(_listed)
+Distinct = AfterValidator(_distinct)
+Layers = Annotated[list[Annotated[int, Field(ge=1)]], Searched, Distinct]
+Source = Annotated[
+    str, AfterValidator(_source), 'a path from the project\'s folder, or "hub:owner/name[:config]#split"'
+]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class BudgetSettings(Settings):
+    """What the merged model may lose, or what it may cost. At most one of the two."""
+
+    min_relative_quality: Annotated[float, Field(gt=0, le=1.2)] = Field(
+        default=0.996,
+        description="Least average quality on `valid`, as a fraction of full fine-tuning; the cheapest set wins.",
+    )
+    max_cost: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="Most time, as a fraction of the measured time of separate full models; the best set wins.",
+    )
+
+
+class CostSettings(Settings):
+    """The reference request that costs are measured on."""
+
+    batch: int = Field(default=32, ge=1, le=4096, description="Rows of the reference request.")
+    tokens: int = Field(default=32, ge=4, le=8192, description="Tokens of each of its rows.")
+    engine: Literal["torch"] = Field(default="torch", description="Engine that costs are measured on.")
+    repeats: int = Field(default=9, ge=1, le=1000, description="Timed repeats; the median counts.")
+
+
+class SearchSettings(Settings):
+    """How wide to search."""
+
+    seeds: int = Field(default=1, ge=1, le=100, description="Seeds tried per candidate: seed, seed + 1, …")
+    marginal_gain: float = Field(
+        default=0.005,
+        ge=0,
+        le=1,
+        description="c of the rule of Wei et al., reported beside: add layers while they gain c.",
+    )
+
+
+class StoreSettings(Settings):
+    """Bounds of the store."""
+
+    max_states_gb: float = Field(default=8, gt=0, description="Most disk, in GB, for cached trunk states.")
+
+
+class ProjectSettings(Settings):
+    """project.toml."""
+
+    name: Text = Field(default="", description="Name of the project; by default that of its folder.")
+    encoder: Text = Field(default="minilm", description="The trunk: `minilm`, a folder, or a Hugging Face hub name.")
+    revision: Text | None = Field(default=None, description="Revision of an encoder from the hub.")
+    seed: Seed = Field(default=13, description="Seed of training.")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to train.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="Arithmetic of training; auto takes bfloat16 where the machine is fast at it."
+    )
+    budget: BudgetSettings = Field(default=BudgetSettings(), description="What the merged model may lose or cost.")
+    cost: CostSettings = Field(default=CostSettings(), description="How costs are measured.")
+    search: SearchSettings = Field(default=SearchSettings(), description="How wide to search.")
+    store: StoreSettings = Field(default=StoreSettings(), description="Bounds of the store.")
+
+
+class ColumnSettings(Settings):
+    """Which column of the data files holds what; by default the column of the same name."""
+
+    text: Text | None = Field(default=None, description="The text.")
+    text_pair: Text | None = Field(
+        default=None, description="The second text of a pair; naming it makes the task a pair task."
+    )
+    label: Text | None = Field(default=None, description="Label of a classification or relevance task.")
+    score: Text | None = Field(default=None, description="Number of a regression task.")
+    labels: Text | None = Field(
+        default=None, description="Labels of a multilabel task: a list, or text cut at `label_separator`."
+    )
+    tokens: Text | None = Field(
+        default=None, description="Words of a tagging task: a list, or in csv and tsv text cut at white space."
+    )
+    tags: Text | None = Field(
+        default=None, description="Their BIO tags: a list, or in csv and tsv text cut at white space."
+    )
+    id: Text | None = Field(default=None, description="Optional: identifies a row; must be unique within a file.")
+    group: Text | None = Field(
+        default=None,
+        description="Rows that belong together and are never cut apart. Relevance: the query, by default the text; "
+        "other kinds: only where this key is given.",
+    )
+
+    def name_of(self, role: str) -> str:
+        """The column that holds `role`."""
+        return getattr(self, role) or role
+
+    def names(self, role: str) -> bool:
+        """Whether the file says which column holds `role`."""
+        return getattr(self, role) is not None
+
+
+class DataSettings(Settings):
+    """Where a task's rows are and how they are cut."""
+
+    train: Source = Field(description='File, from the project\'s folder, or "hub:owner/name[:config]#split".')
+    valid: Source | None = Field(default=None, description="Rows to select on; by default cut from train.")
+    dev: Source | None = Field(default=None, description="Rows to report on.")
+    test: Source | None = Field(
+        default=None, description="Rows to report on, before dev where both are given; cut from train where neither is."
+    )
+    columns: ColumnSettings = Field(default=ColumnSettings(), description="Which column holds what.")
+    label_separator: Annotated[str, Field(min_length=1)] = Field(
+        default="|",
+        description="Between the labels of a multilabel cell in csv and tsv; a cell of only this means no label.",
+    )
+    separator: Annotated[str, Field(min_length=1, max_length=1)] = Field(
+        default=",", description="Between the cells of a csv."
+    )
+    valid_fraction: float = Field(default=0.1, gt=0, le=0.5, description="Share of train that is cut as valid.")
+    test_fraction: float = Field(default=0.1, gt=0, le=0.5, description="Share of train that is cut as test.")
+    max_train_rows: Annotated[int, Field(ge=10)] | None = Field(
+        default=None, description="Keep at most this many rows of train, drawn before any cut."
+    )
+    seed: Seed = Field(
+        default=13, description="Seed of cuts and draws; apart from the project's, so that all seeds share splits."
+    )
+
+
+class TrainSettings(Settings):
+    """A training schedule."""
+
+    epochs: float = Field(default=3.0, gt=0, le=1000, description="Passes over train.")
+    learning_rate: float = Field(default=5e-5, gt=0, le=1, description="Peak learning rate.")
+    batch_size: int = Field(default=32, ge=1, le=4096, description="Rows per optimiser step.")
+    min_steps: int = Field(default=300, ge=0, description="Floor on optimiser steps; small tasks collapse without one.")
+    patience: int = Field(default=3, ge=1, description="Stop after so many evaluations on valid without a new best.")
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="Share of all steps over which the learning rate rises.")
+    weight_decay: float = Field(default=0.01, ge=0, le=1, description="Decoupled weight decay.")
+
+
+class TuneSettings(TrainSettings):
+    """Fine-tuning of the top L layers over the frozen trunk."""
+
+    layers: Annotated[Layers, Field(min_length=1)] = Field(
+        default=[2, 3], description="L, searched: own layers of a teacher."
+    )
+    pooling: Literal["cls", "mean"] = Field(
+        default="cls", description="What the head reads of one text or a joint pair."
+    )
+
+
+class FullSettings(TrainSettings):
+    """Fine-tuning of all weights: the baseline, and a teacher."""
+
+
+class DistillSettings(TrainSettings):
+    """Distillation of L tuned layers into the l layers of a student."""
+
+    layers: Layers = Field(
+        default=[1, 2], description="l, searched: each is used with every larger L; an empty list: none."
+    )
+    teachers: Annotated[list[Literal["self", "full"]], Searched, Distinct, Field(min_length=1)] = Field(
+        default=["self"], description="Whose logits the student learns: `self` the tuned layers, `full` the full model."
+    )
+    init: Annotated[list[Literal["teacher", "trunk", "random"]], Searched, Distinct, Field(min_length=1)] = Field(
+        default=["teacher"],
+        description="Start of the student's layers, searched: the bottom l of the teacher's, the encoder's, random.",
+    )
+    temperature: float = Field(default=2.0, gt=0, le=100, description="T of the distillation loss.")
+    gold_weight: float = Field(default=1.0, ge=0, le=100, description="Weight of the loss on the labels.")
+
+
+class TaskSettings(Settings):
+    """tasks/NAME.toml."""
+
+    kind: Annotated[Kind, Field(strict=False)] = Field(description="What the task says about a text.")
+    metric: Text | None = Field(default=None, description="What candidates are compared by; each kind has a default.")
+    max_tokens: int = Field(default=128, ge=8, le=8192, description="Longer inputs are truncated.")
+    labels: Annotated[list[Text], Distinct, Field(min_length=1)] | None = Field(
+        default=None, description="All labels (tagging: all tags); by default those that occur in train."
+    )
+    positive: Text | None = Field(default=None, description="The label that f1 and relevance are about.")
+    pair: Annotated[list[Literal["joint", "separate"]], Searched, Distinct, Field(min_length=1)] | None = Field(
+        default=None,
+        description="How a pair is read, searched; by default both ways. Naming it makes the task a pair task.",
+    )
+    data: DataSettings = Field(description="Where the rows are.")
+    tune: TuneSettings = Field(default=TuneSettings(), description="Partial fine-tuning.")
+    full: FullSettings = Field(default=FullSettings(), description="Full fine-tuning.")
+    distill: DistillSettings = Field(default=DistillSettings(), description="Distillation.")
+
+    @property
+    def primary_metric(self) -> str:
+        """The metric that candidates are compared by."""
+        return self.metric or DEFAULT_METRIC[self.kind]
+
+
+@dataclass(frozen=True)
+class ProjectFiles:
+    """A project as its files describe it; tasks by name, sorted."""
+
+    root: Path
+    settings: ProjectSettings
+    tasks: Mapping[str, TaskSettings]
+
+
+def load_files(root: Path) -> ProjectFiles:
+    """Read `project.toml` and every `tasks/NAME.toml`. Raises ProjectError with all problems of all files."""
+    from trunkline.errors import ProjectError
+    from trunkline.project.files import parse_files
+
+    files, problems = parse_files(root)
+    if problems:
+        raise ProjectError(problems)
+    return files

@@ -1,0 +1,276 @@
+"""Tables from files: jsonl, csv, tsv, parquet, or a set of the Hugging Face hub, with everything that is wrong in them.
+
+Knows encodings and file formats. Does not know what a column means, and takes every cell as it stands.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trunkline.errors import MissingExtra, Problem
+from trunkline.project.config import HUB_NAME
+from trunkline.project.explain import show
+
+EXTENSIONS = (".jsonl", ".csv", ".tsv", ".parquet")
+SHOWN = 10
+"""Lines shown of one kind of problem in one file."""
+
+
+@dataclass
+class Faults:
+    """What is wrong with a file's lines, gathered as one problem per kind of fault."""
+
+    file: str
+    unit: str = "line"
+    _kinds: dict[str, list[tuple[int, str | None]]] = field(default_factory=dict)
+    _allowed: dict[str, str | None] = field(default_factory=dict)
+
+    def add(self, message: str, line: int, found: str | None = None, allowed: str | None = None) -> None:
+        """Note that a line is wrong; `allowed` is kept from the first of its kind."""
+        self._kinds.setdefault(message, []).append((line, found))
+        self._allowed.setdefault(message, allowed)
+
+    def __bool__(self) -> bool:
+        return bool(self._kinds)
+
+    def problems(self) -> list[Problem]:
+        """One problem per kind, with its first lines and how many there are."""
+        return [
+            Problem(self.file, self._where(places), message, self._found(places), self._allowed[message])
+            for message, places in self._kinds.items()
+        ]
+
+    def _where(self, places: list[tuple[int, str | None]]) -> str:
+        if len(places) == 1:
+            return f"{self.unit} {places[0][0]}"
+        shown = ", ".join(str(line) for line, _ in places[:SHOWN])
+        return f"{self.unit}s {shown}" + (f", … ({len(places)} in all)" if len(places) > SHOWN else "")
+
+    def _found(self, places: list[tuple[int, str | None]]) -> str | None:
+        if len(places) == 1:
+            return places[0][1]
+        if len({found for _, found in places}) == 1:
+            return places[0][1]
+        shown = [f"{found} ({self.unit} {line})" for line, found in places[:SHOWN] if found is not None]
+        return ", ".join(shown) + (", …" if len(places) > SHOWN else "") if shown else None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows as they stand in a file. `lines` are the numbers of the lines (of the rows, in parquet) they start at.
+
+    `plain` says that every cell is text, as in csv; `columns` are those of any row.
+    """
+
+    file: str
+    stem: str
+    columns: tuple[str, ...]
+    rows: list[dict[str, Any]]
+    lines: list[int]
+    unit: str = "line"
+    plain: bool = False
+
+
+def read_table(root: Path, source: str, where: tuple[str, str], separator: str) -> Table | list[Problem]:
+    """The table that `source` names, or what keeps it from being read; `where` is the (file, key) that names it.
+
+    Raises MissingExtra for a hub name without `datasets`.
+    """
+    if source.startswith("hub:"):
+        return _hub(source, where)
+    path = root / source
+    if path.suffix.lower() not in EXTENSIONS:
+        return [Problem(*where, "unknown kind of data file", show(source), ", ".join(EXTENSIONS))]
+    try:
+        if not path.exists():
+            return [Problem(*where, "no such file", show(source), f"a file, as seen from {root.resolve()}")]
+        if not path.is_file():
+            return [Problem(*where, "not a file", show(source), "a file")]
+        if path.suffix.lower() == ".parquet":
+            return _parquet(path, source)
+        data = path.read_bytes()
+    except OSError as error:
+        return [Problem(*where, "cannot be read", f"{show(source)}: {error.strerror}", "a readable file")]
+    text = _decode(data, source)
+    if not isinstance(text, str):
+        return text
+    if path.suffix.lower() == ".jsonl":
+        return _jsonl(text, source, path.stem)
+    return _csv(text, source, path.stem, separator if path.suffix.lower() == ".csv" else "\t")
+
+
+def peek_columns(root: Path, source: str, separator: str) -> tuple[str, ...]:
+    """Columns of a local file by its first row or header; none where it cannot be read. Costs no more than that."""
+    path = root / source
+    suffix = path.suffix.lower()
+    try:
+        if not path.is_file():
+            return ()
+        if suffix == ".parquet":
+            import pyarrow
+            import pyarrow.parquet
+
+            try:
+                return tuple(pyarrow.parquet.read_schema(path).names)
+            except pyarrow.ArrowException:
+                return ()
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+            if suffix == ".jsonl":
+                row = json.loads(next((line for line in lines if line.strip()), "{}"))
+                return tuple(row) if isinstance(row, dict) else ()
+            return tuple(next(_cells(lines, separator if suffix == ".csv" else "\t"), ()))
+    except (OSError, ValueError, RecursionError, csv.Error):
+        return ()
+
+
+def _decode(data: bytes, file: str) -> str | list[Problem]:
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return [Problem(file, "line 1", "not UTF-8", "a UTF-16 byte order mark", "UTF-8 text; save the file as UTF-8")]
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        faults = Faults(file)
+        for number, line in enumerate(data.split(b"\n"), start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                faults.add("broken UTF-8", number, f"byte 0x{line[error.start]:02x}", "UTF-8 text")
+        return faults.problems()
+
+
+def _jsonl(text: str, file: str, stem: str) -> Table | list[Problem]:
+    faults = Faults(file)
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: texts may hold U+2028
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            faults.add("not valid JSON", number, f"{error.msg} at column {error.colno}", "one JSON object a line")
+            continue
+        except (ValueError, RecursionError) as error:
+            faults.add("not valid JSON", number, str(error).split(";")[0], "one JSON object a line")
+            continue
+        if not isinstance(row, dict):
+            faults.add("not an object", number, show(row), 'one JSON object a line, as {"text": "…"}')
+            continue
+        rows.append(row)
+        lines.append(number)
+    if faults:
+        return faults.problems()
+    columns = tuple(dict.fromkeys(name for row in rows for name in row))
+    return Table(file, stem, columns, rows, lines) if rows else _no_rows(file)
+
+
+def _csv(text: str, file: str, stem: str, separator: str) -> Table | list[Problem]:
+    faults = Faults(file)
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
+    reader = _cells(io.StringIO(text, newline=""), separator)
+    header: list[str] = []
+    start = 1
+    try:
+        for cells in reader:
+            number, start = start, reader.line_num + 1
+            if not cells:
+                continue
+            if not header:
+                header = [name.strip() for name in cells]
+                twice = sorted({name for name in header if header.count(name) > 1})
+                if len(header) == 1 and any(other in header[0] for other in ",;\t|"):
+                    allowed = f"columns separated by {show(separator)}, or name the other one in data.separator"
+                    return [Problem(file, f"line {number}", "one column only", show(header[0]), allowed)]
+                if twice:
+                    return [
+                        Problem(
+                            file, f"line {number}", "columns of the same name", ", ".join(map(show, twice)), "each once"
+                        )
+                    ]
+            elif len(cells) != len(header):
+                faults.add("wrong number of cells", number, str(len(cells)), f"{len(header)}, as in the header")
+            else:
+                rows.append(dict(zip(header, cells, strict=True)))
+                lines.append(number)
+    except csv.Error as error:
+        allowed = 'cells that hold a quote, the separator or a line break stand in "…", with quotes doubled'
+        faults.add("not valid CSV", start, str(error), allowed)
+    if faults:
+        return faults.problems()
+    return Table(file, stem, tuple(header), rows, lines, plain=True) if rows else _no_rows(file)
+
+
+def _cells(lines: Any, separator: str) -> Any:
+    # Quotes mean nothing in tsv (a cell cannot hold a tab), so that a lone " does not swallow the rows after it.
+    if separator == "\t":
+        return csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return csv.reader(lines, delimiter=separator, strict=True)
+
+
+def _parquet(path: Path, file: str) -> Table | list[Problem]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+        rows = table.to_pylist()
+    except (pyarrow.ArrowException, ValueError) as error:
+        said = str(error).splitlines()[0].replace(str(path), file)
+        return [Problem(file, "", "not a readable parquet file", said, "a parquet file")]
+    if not rows:
+        return _no_rows(file)
+    return Table(file, path.stem, tuple(table.column_names), rows, list(range(1, len(rows) + 1)), unit="row")
+
+
+def _hub(source: str, where: tuple[str, str]) -> Table | list[Problem]:
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtra("hub", f"reading {source}") from None
+    name = HUB_NAME.fullmatch(source)
+    if name is None:
+        return [Problem(*where, "not a hub name", show(source), '"hub:owner/name[:config]#split"')]
+    try:
+        loaded = datasets.load_dataset(name["name"], name["config"], split=name["split"])
+    except Exception as error:  # the library raises anything from its own and from pandas, pyarrow and fsspec
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        return [
+            Problem(*where, "cannot be loaded from the hub", f"{show(source)}: {said[0]}", "a public or cached set")
+        ]
+    names = {column: named for column, kind in loaded.features.items() if (named := _class_names(kind)) is not None}
+    rows = [{column: _named(cell, names.get(column)) for column, cell in row.items()} for row in loaded]
+    if not rows:
+        return _no_rows(source)
+    stem = f"{name['name'].split('/')[1]}-{name['split']}"
+    return Table(source, stem, tuple(loaded.column_names), rows, list(range(1, len(rows) + 1)), unit="row")
+
+
+def _class_names(kind: Any) -> list[str] | None:
+    inner = getattr(kind, "feature", kind)
+    names = getattr(inner, "names", None)
+    return list(names) if names else None
+
+
+def _named(cell: Any, names: list[str] | None) -> Any:
+    if names is None:
+        return cell
+    if isinstance(cell, list):
+        return [_named(part, names) for part in cell]
+    # Unlabelled splits of the hub carry -1.
+    return names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else None
+
+
+def _no_rows(file: str) -> list[Problem]:
+    return [Problem(file, "", "holds no rows", "nothing", "at least one row")]
+
+
+def rows_of(table: Table) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows with the number of their line."""
+    return zip(table.lines, table.rows, strict=True)

@@ -1,0 +1,147 @@
+"""Numbers and sentences of the report, shared by the page and the terminal, so that both say the same.
+
+This module knows nothing about HTML or the terminal; a missing number is always "–".
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from trunkline.report.content import Candidate, Choice, Chosen, Content, Merged
+
+MISSING = "–"
+READINGS = {"single": "single text", "joint": "pair, joint", "separate": "pair, separate"}
+STAGES = {"tune": "tuned", "distill": "distilled"}
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A metric's value."""
+    return MISSING if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def whole(value: int | None) -> str:
+    """A count."""
+    return MISSING if value is None else f"{value:,}"
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """A difference with its sign; exactly zero after rounding has none."""
+    if value is None:
+        return MISSING
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A fraction as per cent, with a no-break space before the sign."""
+    return MISSING if value is None else f"{100 * value:.{digits}f}\u00a0%".replace("-", "−")
+
+
+def milliseconds(value: float | None, *, unit: bool = True) -> str:
+    """A time in ms to three significant digits."""
+    if value is None:
+        return MISSING
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return f"{value:,.{digits}f}" + ("\u00a0ms" if unit else "")
+
+
+def count(n: int, noun: str) -> str:
+    """ "1 task", "2,000 rows"."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def reading(name: str) -> str:
+    """How a branch reads its input, in words."""
+    return READINGS.get(name, name)
+
+
+def stage(name: str | None) -> str:
+    """How a branch was trained, in words."""
+    return STAGES.get(name or "", name or MISSING)
+
+
+def place(fork: int, layers: int) -> str:
+    """Where a branch leaves the trunk and what it adds."""
+    return f"fork {fork} + {count(layers, 'layer')}"
+
+
+def branch(one: Candidate | Chosen, trained: str | None) -> str:
+    """A candidate in one phrase."""
+    parts = [trained and stage(trained), place(one.fork, one.layers)]
+    if one.reading != "single":
+        parts.append(f"pair read {one.reading}ly" if one.reading in ("joint", "separate") else one.reading)
+    if one.seed is not None:
+        parts.append(f"seed {one.seed}")
+    return ", ".join(part for part in parts if part)
+
+
+def moment(created: str) -> str:
+    """An ISO time as a reader writes it; anything else as it stands."""
+    try:
+        when = datetime.fromisoformat(created)
+    except ValueError:
+        return created
+    zone = when.tzname() or ""
+    return f"{when.day} {when:%B %Y, %H:%M} {zone}".strip()
+
+
+def headline(content: Content) -> str:
+    """The report in one sentence."""
+    n, merged = len(content.tasks), content.merged
+    if merged is None:
+        return f"{count(n, 'task')} trained; nothing is merged yet."
+    shares = []
+    if merged.relative_quality is not None:
+        shares.append(f"{percent(merged.relative_quality)} of the quality")
+    if merged.relative_time is not None:
+        shares.append(f"{percent(merged.relative_time)} of the measured time")
+    parts = [f"{count(n, 'task')} in one pass"]
+    if shares:
+        models = f"{n} separate full models" if n != 1 else "its full model"
+        parts.append(f": {' and '.join(shares)} of {models}")
+    if merged.layers_in_graph is not None and merged.layers_separate is not None:
+        parts.append(f", with {merged.layers_in_graph} layers instead of {merged.layers_separate}")
+    return "".join(parts) + "."
+
+
+def budget(content: Content) -> tuple[str, str]:
+    """What was asked and what came of it: (verdict, sentence). The verdict is "met", "missed" or "none"."""
+    merged = content.merged
+    if merged is None or (merged.min_relative_quality is None and merged.max_cost is None):
+        return "none", "No budget was given."
+    verdict = "none" if merged.met is None else "met" if merged.met else "missed"
+    word = {"met": "Budget met", "missed": "Budget missed", "none": "Budget"}[verdict]
+    return verdict, f"{word}: {_asked(merged)}{_found(content.selected, merged)}."
+
+
+def _asked(merged: Merged) -> str:
+    if merged.min_relative_quality is not None:
+        # Two digits: 99.58 % must not read as the 99.6 % that was asked for.
+        return f"at least {percent(merged.min_relative_quality, 2)} of full quality was asked"
+    return f"at most {percent(merged.max_cost, 2)} of the separate models' time was asked"
+
+
+def _found(selected: Choice | None, merged: Merged) -> str:
+    if merged.min_relative_quality is not None:
+        if selected is None or selected.quality is None:
+            return ""
+        return f"; the selection reached {percent(selected.quality, 2)} on valid, where it is made"
+    return "" if merged.relative_time is None else f"; the merged model takes {percent(merged.relative_time, 2)}"
+
+
+def request(content: Content) -> str:
+    """The request on which every time was measured."""
+    cost = content.cost
+    shape = [f"batch {cost['batch']}"] if "batch" in cost else []
+    shape += [f"{cost['tokens']} tokens"] if "tokens" in cost else []
+    parts = [" × ".join(shape)]
+    parts += [cost[key] for key in ("engine", "dtype") if key in cost]
+    return ", ".join(part for part in parts if part)
+
+
+def machine(content: Content) -> str:
+    """The machine in one phrase."""
+    known = content.machine
+    parts = [known.get("cpu", ""), f"{known['cores']} cores" if "cores" in known else ""]
+    parts += [f"{key} {value}" for key, value in known.items() if key not in ("cpu", "cores")]
+    return ", ".join(part for part in parts if part)

@@ -1,0 +1,1 @@
+"""Training of teachers and students. Serving never imports this package."""

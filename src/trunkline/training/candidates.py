@@ -1,0 +1,228 @@
+"""Train one candidate: full fine-tuning, the top layers over cached states, or a student distilled from them.
+
+Knows how a candidate is made from its material, and scores it. Knows nothing of grids, stores or selection. Sources: Wei et al.
+2022, sections 3.1 (partial fine-tuning) and 3.2 (distillation; a student starts from the bottom layers of its teacher's tuned ones).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trunkline.model.branch import Branch, Reading, new_branch
+from trunkline.model.encoders import Encoder
+from trunkline.project.config import TrainSettings
+from trunkline.project.tasks import Kind
+from trunkline.training.loop import BatchRows, Outcome, Progress, Schedule, fit
+from trunkline.training.losses import IGNORE, gold_loss, soften, teacher_loss
+from trunkline.training.material import FIT, Examples, Logits, TaskMaterial
+
+Report = Callable[[Progress], None]
+SoftLoss = Callable[[BatchRows, Tensor, Tensor], Tensor]
+"""(row numbers, logits, gold targets) -> loss."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished candidate with its metrics per scored split. `encoder` is its own one for full fine-tuning, else None."""
+
+    branch: Branch
+    encoder: Encoder | None
+    outcome: Outcome
+    metrics: dict[str, dict[str, float]]
+
+
+class OverStates(nn.Module):
+    """A branch fed from cached states of one pool; calling it with row numbers gives logits."""
+
+    def __init__(self, material: TaskMaterial, branch: Branch, pool: str) -> None:
+        super().__init__()
+        self.branch = branch
+        self._encoder = [material.trunk.encoder]  # in a list: the trunk is no part of what is trained
+        self._states = material.states(pool, branch.spec.reading, branch.spec.fork)
+
+    def forward(self, rows: BatchRows) -> Tensor:
+        device = next(self.branch.parameters()).device
+        batches = [slot.batch(rows) for slot in self._states]
+        states = [values.to(device) for values, _ in batches]
+        logits: Tensor = self.branch(self._encoder[0], states, [mask.to(device) for _, mask in batches])
+        return logits
+
+
+class WholeEncoder(nn.Module):
+    """An encoder of its own under a branch without layers: full fine-tuning."""
+
+    def __init__(self, encoder: Encoder, branch: Branch, examples: Examples) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.branch = branch
+        self._examples = [examples]
+
+    def forward(self, rows: BatchRows) -> Tensor:
+        device = next(self.branch.parameters()).device
+        batches = [batch.to(device) for batch in self._examples[0].token_batches(rows, self.encoder)]
+        states = [self.encoder.hidden_states(batch)[-1] for batch in batches]
+        logits: Tensor = self.branch(self.encoder, states, [batch.mask for batch in batches])
+        return logits
+
+
+def train_full(
+    material: TaskMaterial, reading: Reading, schedule: Schedule, checkpoint: Path, report: Report
+) -> Trained:
+    """Fine-tune a whole copy of the encoder: the baseline of every table, and a teacher."""
+    torch.manual_seed(schedule.seed)
+    encoder = copy.deepcopy(material.trunk.encoder).requires_grad_(True)
+    branch = new_branch(material.spec(reading, encoder.depth, 0), encoder).to(schedule.device)
+    module = WholeEncoder(encoder, branch, material.examples(FIT, reading))
+    outcome = _fit(material, module, branch, schedule, checkpoint, report, _gold(material, branch))
+    metrics = _score(material, reading, lambda pool: WholeEncoder(encoder, branch, material.examples(pool, reading)))
+    return Trained(branch, encoder, outcome, metrics)
+
+
+def train_tuned(
+    material: TaskMaterial, reading: Reading, layers: int, schedule: Schedule, checkpoint: Path, report: Report
+) -> Trained:
+    """Fine-tune copies of the top `layers` layers over states at fork depth - layers."""
+    torch.manual_seed(schedule.seed)
+    branch = new_branch(material.spec(reading, material.trunk.depth - layers, layers), material.trunk.encoder)
+    return _train_branch(material, branch, schedule, checkpoint, report, _gold(material, branch))
+
+
+def train_student(
+    material: TaskMaterial,
+    teacher: Branch,
+    soft: Sequence[Logits],
+    layers: int,
+    init: str,
+    schedule: Schedule,
+    checkpoint: Path,
+    report: Report,
+    *,
+    temperature: float,
+    gold_weight: float,
+) -> Trained:
+    """Distil `teacher` into a student with the bottom `layers` of its tuned layers.
+
+    `soft` holds, per teacher, logits of the train rows in order. `init` is "teacher" (Wei et al.), "trunk" (the trunk's own layers) or
+    "random" (fresh ones); the last two start with a fresh head.
+    """
+    torch.manual_seed(schedule.seed)
+    spec = teacher.spec.model_copy(update={"layers": layers})
+    student = new_branch(spec, material.trunk.encoder, random=init == "random")
+    if init == "teacher":
+        weights = teacher.state_dict()
+        student.load_state_dict({name: weights[name] for name in student.state_dict()})
+    loss = _distilled(material, student, soft, temperature, gold_weight)
+    return _train_branch(material, student, schedule, checkpoint, report, loss)
+
+
+def train_logits(material: TaskMaterial, branch: Branch, encoder: Encoder | None) -> Logits:
+    """A teacher's logits for the train rows, in order; in eval mode, in fp32."""
+    examples = material.examples(FIT, branch.spec.reading)
+    module = (OverStates(material, branch, FIT) if encoder is None else WholeEncoder(encoder, branch, examples)).eval()
+    return examples.predict(module, material.data.train)
+
+
+def schedule_of(settings: TrainSettings, *, seed: int, precision: torch.dtype, device: str) -> Schedule:
+    """The schedule that a task file asks for."""
+    return Schedule(
+        epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        batch_size=settings.batch_size,
+        min_steps=settings.min_steps,
+        patience=settings.patience,
+        warmup=settings.warmup,
+        weight_decay=settings.weight_decay,
+        seed=seed,
+        precision=precision,
+        device=device,
+    )
+
+
+def _train_branch(
+    material: TaskMaterial, branch: Branch, schedule: Schedule, checkpoint: Path, report: Report, loss: SoftLoss
+) -> Trained:
+    branch.to(schedule.device)
+    outcome = _fit(material, OverStates(material, branch, FIT), branch, schedule, checkpoint, report, loss)
+    metrics = _score(material, branch.spec.reading, lambda pool: OverStates(material, branch, pool))
+    return Trained(branch, None, outcome, metrics)
+
+
+def _fit(
+    material: TaskMaterial,
+    module: nn.Module,
+    branch: Branch,
+    schedule: Schedule,
+    checkpoint: Path,
+    report: Report,
+    loss: SoftLoss,
+) -> Outcome:
+    examples = material.examples(FIT, branch.spec.reading)
+    train, valid = material.data.train, material.data.valid
+
+    def batch_loss(rows: BatchRows) -> Tensor:
+        logits: Tensor = module(rows)
+        width = logits.shape[1] if material.kind is Kind.TAGGING else 0
+        return loss(rows, logits, examples.target_batch(rows, width).to(logits.device))
+
+    def held_out() -> float:
+        logits = examples.predict(module, valid)
+        return material.metrics(material.data.fit.take(valid), logits)[material.metric]
+
+    return fit(
+        module,
+        rows=train,
+        lengths=examples.lengths[train],
+        loss=batch_loss,
+        evaluate=held_out,
+        schedule=schedule,
+        checkpoint=checkpoint,
+        report=report,
+    )
+
+
+def _score(material: TaskMaterial, reading: Reading, module: Callable[[str], nn.Module]) -> dict[str, dict[str, float]]:
+    """Metrics on valid and on every reported split; only valid is ever used to choose."""
+    metrics = {}
+    for split, (pool, rows) in material.splits().items():
+        logits = material.examples(pool, reading).predict(module(pool).eval(), rows)
+        table = material.data.fit if pool == FIT else material.data.reported[pool]
+        metrics[split] = material.metrics(table.take(rows), logits)
+    return metrics
+
+
+def _gold(material: TaskMaterial, branch: Branch) -> SoftLoss:
+    return lambda _, logits, targets: gold_loss(material.kind, logits, targets, std=branch.spec.std)
+
+
+def _distilled(
+    material: TaskMaterial, student: Branch, soft: Sequence[Logits], temperature: float, gold_weight: float
+) -> SoftLoss:
+    """Wei et al.'s loss against the mean of the softened teachers, plus gold."""
+    kind, examples = material.kind, material.examples(FIT, student.spec.reading)
+    # Per train row, (C,) or (words, C): the mean over teachers of what each one softens to.
+    per_teacher = [[soften(kind, torch.from_numpy(np.asarray(row)), temperature) for row in logits] for logits in soft]
+    taught = {int(row): torch.stack(each).mean(0) for row, *each in zip(material.data.train, *per_teacher, strict=True)}
+
+    def loss(rows: BatchRows, logits: Tensor, targets: Tensor) -> Tensor:
+        if kind is Kind.TAGGING:
+            aims = torch.zeros(logits.shape, dtype=torch.float32)
+            for i, row in enumerate(rows):
+                for first, aim in zip(examples.firsts[row], taught[int(row)], strict=True):
+                    if first is not None:
+                        aims[i, first] = aim
+            keep = targets != IGNORE
+        else:
+            aims = torch.stack([taught[int(row)] for row in rows])
+            keep = torch.ones(len(rows))
+        aims, keep = aims.to(logits.device), keep.to(logits.device)
+        aimed = teacher_loss(kind, logits.float(), aims, temperature, keep=keep, std=student.spec.std)
+        return aimed + gold_weight * gold_loss(kind, logits, targets, std=student.spec.std)
+
+    return loss

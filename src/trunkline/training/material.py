@@ -1,0 +1,166 @@
+"""A task's rows as a branch reads them: token rows per slot, targets as tensors, trunk states from the cache.
+
+Joins project data, the encoder's tokenizer and the state cache. Knows nothing of losses, schedules or stages.
+
+Notation: B rows, T tokens, C outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trunkline.model.branch import BranchSpec, Reading, first_subwords, word_logits
+from trunkline.model.encoders import Encoder
+from trunkline.model.heads import Pooling
+from trunkline.model.tokens import TokenBatch, TokenRow
+from trunkline.model.trunk import Trunk
+from trunkline.project.config import TaskSettings
+from trunkline.project.data import Rows, TaskData
+from trunkline.project.metrics import evaluate
+from trunkline.project.tasks import Kind, encode_targets, output_width
+from trunkline.training.loop import by_length
+from trunkline.training.losses import IGNORE
+from trunkline.training.states import TOKENS_PER_PASS, SlotTexts, StateCache, States
+
+FIT = "fit"
+"""The pool of rows that train and valid are indices into."""
+
+Logits = np.ndarray | list[np.ndarray]
+"""(rows, C), or for tagging one (words, C) per row."""
+
+
+class Examples:
+    """Rows of one split under one reading."""
+
+    def __init__(
+        self, kind: Kind, labels: tuple[str, ...], rows: Rows, reading: Reading, encoder: Encoder, max_tokens: int
+    ) -> None:
+        self.kind = kind
+        self.rows = rows
+        self.outside = labels.index("O") if kind is Kind.TAGGING else 0
+        tokens = {slot: _tokenise(slot, rows, encoder, max_tokens) for slot in reading.slots}
+        self.slots = {slot: SlotTexts.of(token_rows) for slot, token_rows in tokens.items()}
+        self.lengths = np.sum([[len(row) for row in token_rows] for token_rows in tokens.values()], axis=0)  # (rows,)
+        self.targets = encode_targets(kind, labels, rows)
+        self.firsts = (
+            [first_subwords(row, words) for row, words in zip(tokens[reading.slots[0]], rows.words or (), strict=True)]
+            if kind is Kind.TAGGING
+            else []
+        )
+
+    def target_batch(self, rows: Sequence[int], width: int) -> Tensor:
+        """Targets of these rows: (B,), (B, C) for multilabel, or (B, width) with IGNORE where no word starts for tagging."""
+        if self.kind is not Kind.TAGGING:
+            return torch.from_numpy(np.asarray(self.targets)[np.asarray(rows)])
+        batch = torch.full((len(rows), width), IGNORE, dtype=torch.int64)
+        for i, row in enumerate(rows):
+            for first, target in zip(self.firsts[row], self.targets[row], strict=True):
+                if first is not None:
+                    batch[i, first] = int(target)
+        return batch
+
+    def token_batches(self, rows: Sequence[int], encoder: Encoder) -> list[TokenBatch]:
+        """One padded batch per slot."""
+        return [
+            encoder.collate([texts.rows[i] for i in texts.index[np.asarray(rows)]]) for texts in self.slots.values()
+        ]
+
+    def predict(self, forward: Callable[[Sequence[int]], Tensor], rows: np.ndarray) -> Logits:
+        """Logits of these rows in their order, in batches of similar length, without gradient."""
+        found: dict[int, np.ndarray] = {}
+        with torch.no_grad():
+            for picks in by_length(self.lengths[rows], TOKENS_PER_PASS):
+                batch = rows[picks]
+                logits = forward(batch).float().cpu().numpy()
+                for row, values in zip(batch, logits, strict=True):
+                    found[int(row)] = word_logits(values, self.firsts[row], self.outside) if self.firsts else values
+        ordered = [found[int(row)] for row in rows]
+        return ordered if self.kind is Kind.TAGGING else np.stack(ordered)
+
+
+@dataclass
+class TaskMaterial:
+    """Everything that training a candidate of one task reads. Examples are tokenised once per (split, reading)."""
+
+    name: str
+    settings: TaskSettings
+    data: TaskData
+    trunk: Trunk
+    cache: StateCache
+    precision: torch.dtype = torch.float32
+    say: Callable[[str], None] = lambda _: None
+    _examples: dict[tuple[str, Reading], Examples] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> Kind:
+        return self.settings.kind
+
+    @property
+    def metric(self) -> str:
+        return self.settings.primary_metric
+
+    def splits(self) -> dict[str, tuple[str, np.ndarray]]:
+        """Name -> (pool, row numbers) of the splits that are scored: valid, then the reported ones."""
+        reported = {name: (name, np.arange(len(rows))) for name, rows in self.data.reported.items()}
+        return {"valid": (FIT, self.data.valid), **reported}
+
+    def examples(self, pool: str, reading: Reading) -> Examples:
+        """The rows of `pool` ("fit", "dev" or "test") as `reading` sees them."""
+        key = (pool, reading)
+        if key not in self._examples:
+            rows = self.data.fit if pool == FIT else self.data.reported[pool]
+            self._examples[key] = Examples(
+                self.kind, self.data.labels, rows, reading, self.trunk.encoder, self.settings.max_tokens
+            )
+        return self._examples[key]
+
+    def states(self, pool: str, reading: Reading, fork: int) -> tuple[States, ...]:
+        """States of every slot of `reading` at `fork`; all forks that the task's grid asks for are computed together."""
+        forks = {fork, *(self.trunk.depth - layers for layers in self.settings.tune.layers)}
+        slots = self.examples(pool, reading).slots.values()
+        return tuple(
+            self.cache.states(self.trunk, texts, forks, precision=self.precision, say=self.say)[fork] for texts in slots
+        )
+
+    def spec(self, reading: Reading, fork: int, layers: int) -> BranchSpec:
+        """The spec of a branch of this task."""
+        values = (
+            np.asarray([self.data.fit.targets[i] for i in self.data.train], dtype=float)
+            if self.kind is Kind.REGRESSION
+            else None
+        )
+        pooling = Pooling.TOKENS if self.kind is Kind.TAGGING else Pooling(self.settings.tune.pooling)
+        return BranchSpec(
+            task=self.name,
+            kind=self.kind,
+            labels=self.data.labels,
+            positive=self.data.positive,
+            metric=self.metric,
+            fork=fork,
+            layers=layers,
+            reading=reading,
+            pooling=Pooling.PAIR if reading is Reading.SEPARATE else pooling,
+            max_tokens=self.settings.max_tokens,
+            width=self.trunk.width,
+            outputs=output_width(self.kind, self.data.labels),
+            mean=0.0 if values is None else float(values.mean()),
+            std=1.0 if values is None else float(max(values.std(), 1e-6)),
+            trunk=self.trunk.fingerprint,
+        )
+
+    def metrics(self, rows: Rows, logits: Logits) -> dict[str, float]:
+        """All metrics of the task's kind."""
+        return evaluate(self.kind, self.data.labels, self.data.positive, rows, logits)
+
+
+def _tokenise(slot: str, rows: Rows, encoder: Encoder, max_tokens: int) -> list[TokenRow]:
+    if slot == "text":
+        return encoder.tokenize(rows.texts, max_tokens=max_tokens)
+    if slot == "pair":
+        return encoder.tokenize(rows.pairs or [], max_tokens=max_tokens)
+    return encoder.tokenize(rows.texts, rows.pairs, max_tokens=max_tokens)

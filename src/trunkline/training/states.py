@@ -1,0 +1,188 @@
+"""Trunk states at a fork: computed once per distinct text, kept on disk, shared by every candidate that reads them.
+
+Knows texts, token rows and the trunk; nothing of labels or branches. A state file is a packed float16 (or, where that would
+overflow, float32) array without padding, memory-mapped: (tokens of all texts, H), with offsets. The cache is bounded: the
+least recently used files leave first; a set too large for the bound is computed afresh for each batch, and says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trunkline.atomic import publish_folder, scratch_folder
+from trunkline.model.tokens import TokenRow, collate
+from trunkline.model.trunk import Trunk
+from trunkline.training.loop import by_length
+
+TOKENS_PER_PASS = 8192
+_FORMAT = 1
+
+
+class States(Protocol):
+    """States of the texts of one slot at one fork."""
+
+    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(states (B, T, H) float32, mask (B, T)) of these rows, right-padded."""
+        ...
+
+
+@dataclass(frozen=True)
+class SlotTexts:
+    """The token rows of one slot ("text", "pair" or "joint") for a list of inputs, equal ones kept once."""
+
+    rows: list[TokenRow]  # distinct
+    index: np.ndarray  # input -> position in `rows`
+
+    @classmethod
+    def of(cls, rows: Iterable[TokenRow]) -> SlotTexts:
+        positions: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+        distinct: list[TokenRow] = []
+        index = []
+        for row in rows:
+            key = (tuple(row.ids), tuple(row.types))
+            if key not in positions:
+                positions[key] = len(distinct)
+                distinct.append(row)
+            index.append(positions[key])
+        return cls(distinct, np.asarray(index, dtype=np.int64))
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(row.ids) for row in self.rows)
+
+    def digest(self) -> str:
+        """Identifies the distinct token rows, in order."""
+        sha = hashlib.sha256()
+        for row in self.rows:
+            sha.update(np.asarray([len(row.ids), *row.ids, *row.types], dtype=np.int32).tobytes())
+        return sha.hexdigest()
+
+
+class CachedStates:
+    """States read from a memory-mapped file."""
+
+    def __init__(self, folder: Path, index: np.ndarray) -> None:
+        self._flat = np.load(folder / "states.npy", mmap_mode="r")  # (tokens, H)
+        self._offsets = np.load(folder / "offsets.npy")
+        self._index = index
+
+    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        texts = self._index[np.asarray(rows)]
+        starts, ends = self._offsets[texts], self._offsets[texts + 1]
+        longest = int((ends - starts).max())
+        states = np.zeros((len(texts), longest, self._flat.shape[1]), dtype=np.float32)
+        mask = np.zeros((len(texts), longest), dtype=np.int64)
+        for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            states[row, : end - start] = self._flat[start:end]
+            mask[row, : end - start] = 1
+        return torch.from_numpy(states), torch.from_numpy(mask)
+
+
+class LiveStates:
+    """States computed for each batch, for sets that the bound of the cache does not admit."""
+
+    def __init__(self, trunk: Trunk, texts: SlotTexts, fork: int) -> None:
+        self._trunk, self._texts, self._fork = trunk, texts, fork
+
+    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        batch = collate([self._texts.rows[i] for i in self._texts.index[np.asarray(rows)]], self._trunk.encoder.pad_id)
+        device = next(self._trunk.parameters()).device
+        return self._trunk.states(batch.to(device), [self._fork])[self._fork].float(), batch.mask
+
+
+class StateCache:
+    """The state files of a project, `max_bytes` at most in all."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.folder = folder
+        self.max_bytes = max_bytes
+
+    def states(
+        self,
+        trunk: Trunk,
+        texts: SlotTexts,
+        forks: Iterable[int],
+        *,
+        precision: torch.dtype = torch.float32,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> dict[int, States]:
+        """States at each fork; all that are missing are computed in one pass of the trunk and published atomically."""
+        digest = texts.digest()
+        folders = {fork: self.folder / self._name(trunk, digest, fork, precision) for fork in sorted(set(forks))}
+        missing = [fork for fork, folder in folders.items() if not folder.exists()]
+        size = texts.tokens * trunk.width * 2
+        live = set(missing[max(0, int(self.max_bytes // max(size, 1))) :])
+        if live:
+            say(
+                f"trunk states at fork {', '.join(map(str, sorted(live)))} need {size / 1e9:.1f} GB each and are computed "
+                f"for every batch instead (store.max_states_gb = {self.max_bytes / 1e9:g})"
+            )
+        wanted = [fork for fork in missing if fork not in live]
+        if wanted:
+            self._make_room(size * len(wanted), keep=set(folders.values()))
+            self._compute(trunk, texts, {fork: folders[fork] for fork in wanted}, precision)
+        found: dict[int, States] = {}
+        for fork, folder in folders.items():
+            if fork in live:
+                found[fork] = LiveStates(trunk, texts, fork)
+            else:
+                os.utime(folder)  # most recently used
+                found[fork] = CachedStates(folder, texts.index)
+        return found
+
+    @staticmethod
+    def _name(trunk: Trunk, digest: str, fork: int, precision: torch.dtype) -> str:
+        key = json.dumps([_FORMAT, trunk.fingerprint, digest, fork, str(precision)])
+        return hashlib.sha256(key.encode()).hexdigest()[:32]
+
+    def _make_room(self, size: int, keep: set[Path]) -> None:
+        if not self.folder.exists():
+            return
+        entries = sorted(
+            (p for p in self.folder.iterdir() if p.is_dir() and p not in keep), key=lambda p: p.stat().st_mtime
+        )
+        sizes = {p: sum(f.stat().st_size for f in p.iterdir()) for p in entries}
+        kept = sum(f.stat().st_size for p in keep if p.exists() for f in p.iterdir())
+        used = sum(sizes.values()) + kept
+        for entry in entries:
+            if used + size <= self.max_bytes:
+                return
+            shutil.rmtree(entry)
+            used -= sizes[entry]
+
+    def _compute(self, trunk: Trunk, texts: SlotTexts, folders: dict[int, Path], precision: torch.dtype) -> None:
+        device = next(trunk.parameters()).device
+        lengths = np.asarray([len(row.ids) for row in texts.rows])
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        scratch = {fork: scratch_folder(folder) for fork, folder in folders.items()}
+        flat = {
+            fork: np.lib.format.open_memmap(
+                path / "states.npy", mode="w+", dtype=np.float16, shape=(int(offsets[-1]), trunk.width)
+            )
+            for fork, path in scratch.items()
+        }
+        for rows in by_length(lengths, TOKENS_PER_PASS):
+            batch = collate([texts.rows[i] for i in rows], trunk.encoder.pad_id)
+            with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
+                states = trunk.states(batch.to(device), folders)
+            for fork, values in states.items():
+                half = values.to(torch.float16).cpu().numpy()
+                if not np.isfinite(half).all():
+                    raise OverflowError("trunk states do not fit float16")
+                for row, text in enumerate(rows):
+                    flat[fork][offsets[text] : offsets[text + 1]] = half[row, : lengths[text]]
+        for fork, folder in folders.items():
+            flat[fork].flush()
+            np.save(scratch[fork] / "offsets.npy", offsets)
+            publish_folder(scratch[fork], folder)
