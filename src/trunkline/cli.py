@@ -1,7 +1,7 @@
 """The command line. Reads arguments, calls the library, prints; decides nothing itself.
 
-stdout carries the answer of a command (tables, or JSON with --json), stderr how it is going. Exit codes: 0 done, 1 it failed, 2 the
-input is wrong (see errors.py), 130 interrupted.
+stdout carries the answer of a command (tables, or JSON with --json), stderr how it is going. Exit codes: 0 done, 1 it
+failed, 2 the input is wrong (see errors.py), 130 interrupted.
 """
 
 from __future__ import annotations

@@ -208,6 +208,7 @@ def test_only_settings_that_change_the_data_change_its_fields() -> None:
         for other in ({"max_tokens": 64}, {"metric": "macro_f1"}, {"tune": {"epochs": 9}}, {"distill": {"layers": []}})
     ]
     same += [task(separator=";"), task(label_separator="/"), task(train="elsewhere/train.jsonl")]
+    same += [task(columns={"score": "points"}), task(columns={"text": "text"})]
     assert all(data_fields(other) == base for other in same)
     changed = [
         task(seed=1),

@@ -1,7 +1,7 @@
 """Measured cost of the parts of a merged model on this machine: the trunk to each depth, and branches apart from it.
 
-All parts are timed in turn, round after round, so that a busy moment falls on all of them; the medians are kept. Random tokens
-serve: time does not depend on weights. Knows shapes, nothing of tasks.
+All parts are timed in turn, round after round, so that a busy moment falls on all of them; the medians are kept. Random
+tokens serve: time does not depend on weights. Knows shapes, nothing of tasks.
 
 Notation: B rows, T tokens of a text, H width.
 """
@@ -41,8 +41,9 @@ def measure(
 ) -> dict[str, dict[str, list[float]]]:
     """Median milliseconds in float32 on the torch engine.
 
-    The reference request is `batch` inputs with texts of `tokens` tokens; a pair read jointly is one sequence of twice as many, as
-    far as the encoder has positions. Returns {"trunk": {slot: [after embeddings, after 1 layer, …]}, "branch": {shape id: [ms]}}.
+    The reference request is `batch` inputs with texts of `tokens` tokens; a pair read jointly is one sequence of twice
+    as many, as far as the encoder has positions. Returns {"trunk": {slot: [after embeddings, after 1 layer, …]},
+    "branch": {shape id: [ms]}}.
     """
     joint = min(2 * tokens, encoder.max_positions)
     sizes = {"text": tokens, "pair": tokens, "joint": joint}

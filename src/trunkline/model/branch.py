@@ -1,7 +1,7 @@
 """A branch: own layers and a head over the trunk's states at one fork; the unit of add, update and remove.
 
-Knows how a branch computes and how it is kept in one file. Does not know how it is trained, chosen or served, and holds no
-part of the trunk: an encoder is passed in for what its layers share (masks, position biases).
+Knows how a branch computes and how it is kept in one file. Does not know how it is trained, chosen or served, and holds
+no part of the trunk: an encoder is passed in for what its layers share (masks, position biases).
 
 Notation: B rows, T tokens (Ta, Tb of either text), H width, C outputs.
 """
@@ -70,8 +70,8 @@ class BranchSpec(BaseModel):
 class Branch(nn.Module):
     """Own layers, their final norm where the family has one, and a head.
 
-    `forward` takes one (states, mask) per text read, states (B, T, H) at the fork, and gives logits (B, C), or (B, T, C) per
-    subword for tagging. Regression comes in the unit of the task's data: `mean + std * output`.
+    `forward` takes one (states, mask) per text read, states (B, T, H) at the fork, and gives logits (B, C), or (B, T,
+    C) per subword for tagging. Regression comes in the unit of the task's data: `mean + std * output`.
     """
 
     def __init__(self, spec: BranchSpec, layers: nn.ModuleList, norm: nn.Module, head: Head) -> None:
@@ -107,7 +107,9 @@ def new_branch(spec: BranchSpec, encoder: Encoder, *, random: bool = False) -> B
 
 
 def save_branch(branch: Branch, path: Path) -> str:
-    """Write one safetensors file, its spec in the header; the same branch always gives the same bytes. Returns their sha256."""
+    """Write one safetensors file, its spec in the header; the same branch always gives the same bytes. Returns their
+    sha256.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in branch.state_dict().items()}
     # One metadata key only: the format does not fix the order of several.
     text = json.dumps(branch.spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))

@@ -1,7 +1,8 @@
 """The head of a branch: pool the last states, then score the labels.
 
-Knows tensors only; nothing of tasks, labels or files. `cls` is BERT's own pooler (Devlin et al. 2019), which Wei et al. keep for
-every branch; `pair` is the sentence-pair feature of InferSent (Conneau et al. 2017) and Sentence-BERT, with [CLS] beside it.
+Knows tensors only; nothing of tasks, labels or files. `cls` is BERT's own pooler (Devlin et al. 2019), which Wei et al.
+keep for every branch; `pair` is the sentence-pair feature of InferSent (Conneau et al. 2017) and Sentence-BERT, with
+[CLS] beside it.
 
 Notation: B rows, T tokens, H width, C outputs.
 """
@@ -39,8 +40,8 @@ def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
 class Head(nn.Module):
     """Pooler and output layer of one branch.
 
-    `forward` takes one (states, mask) per text that the branch reads, states (B, T, H), and gives (B, C), or (B, T, C) for
-    `Pooling.TOKENS`.
+    `forward` takes one (states, mask) per text that the branch reads, states (B, T, H), and gives (B, C), or (B, T, C)
+    for `Pooling.TOKENS`.
     """
 
     def __init__(self, width: int, outputs: int, pooling: Pooling, *, dropout: float = 0.1) -> None:

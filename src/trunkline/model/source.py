@@ -219,7 +219,9 @@ def _download(name: str, revision: str | None, base: Path) -> Path:
 
 
 def hash_files(paths: Iterable[Path], cache: Path | None) -> dict[str, str]:
-    """sha256 (hex) by path as given, for files of any kind; unchanged ones are looked up in `cache`. Raises EncoderError."""
+    """sha256 (hex) by path as given, for files of any kind; unchanged ones are looked up in `cache`. Raises
+    EncoderError.
+    """
     known = _read_cache(cache)
     fresh = dict(known)
     found = {}

@@ -1,8 +1,8 @@
 """From finished candidates to a live release: measure costs, select, merge, prove, publish, evaluate.
 
 Knows the results of stages, never how they were trained. What was selected for a bundle is kept beside it in
-`selections/<bundle id>.json`: a task that is released keeps its branch until its own stages or the budget change, so that adding or
-removing one task never moves another (promise 2). `reselect` lifts that.
+`selections/<bundle id>.json`: a task that is released keeps its branch until its own stages or the budget change, so
+that adding or removing one task never moves another (promise 2). `reselect` lifts that.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Measured:
 class Options:
     """All candidates with their costs, and the baselines to hold them against.
 
-    A candidate stands for all seeds of one configuration: `quality` is their mean, `best` the entry of the seed that is best on
-    `valid`, `all` every seed's.
+    A candidate stands for all seeds of one configuration: `quality` is their mean, `best` the entry of the seed that is
+    best on `valid`, `all` every seed's.
     """
 
     candidates: list[Candidate]
@@ -141,7 +141,8 @@ class Assembly:
         key = key_of(["cost", COST_VERSION, fields])
         if key not in self.store:
             self.say(
-                f"measuring {len(shapes)} shapes at batch {cost.batch} x {cost.tokens} tokens on the {cost.engine} engine"
+                f"measuring {len(shapes)} shapes at batch {cost.batch} x {cost.tokens} tokens "
+                f"on the {cost.engine} engine"
             )
 
             def make(_artifacts: Path, _work: Path) -> dict[str, Any]:
@@ -310,7 +311,9 @@ class Assembly:
     # -- evaluation --------------------------------------------------------------------------------------------
 
     def evaluate(self, release: Release, tasks: Sequence[str] | None = None) -> dict[str, dict[str, dict[str, float]]]:
-        """task -> split -> metrics of the merged model on the reported splits, through the engine; each kept in the store."""
+        """task -> split -> metrics of the merged model on the reported splits, through the engine; each kept in the
+        store.
+        """
         selection = self.selection(release)
         if selection is None:
             return {}

@@ -5,8 +5,8 @@
     tune      branch.safetensors
     distill   branch.safetensors
 
-A training stage's result holds the metrics of every scored split, the history and the seconds it took. torch is imported when
-the first training stage runs.
+A training stage's result holds the metrics of every scored split, the history and the seconds it took. torch is
+imported when the first training stage runs.
 """
 
 from __future__ import annotations

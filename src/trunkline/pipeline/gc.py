@@ -26,8 +26,8 @@ class Freed:
 
 
 def collect(graph: Graph, store: Store, assembly: Assembly, *, keep: int, dry: bool = False) -> list[Freed]:
-    """Remove stages that no task file asks for and no release uses, all cached trunk states, checkpoints of stages that are no
-    longer asked for, and releases but the newest `keep` and the live one. The caller holds the store.
+    """Remove stages that no task file asks for and no release uses, all cached trunk states, checkpoints of stages that
+    are no longer asked for, and releases but the newest `keep` and the live one. The caller holds the store.
     """
     releases = Releases(store.folder)
     if not dry:

@@ -1,4 +1,6 @@
-"""What a person sees while a run lasts: a line per finished stage, and for the one at hand how far, how good, how long still."""
+"""What a person sees while a run lasts: a line per finished stage, and for the one at hand how far, how good, how long
+still.
+"""
 
 from __future__ import annotations
 

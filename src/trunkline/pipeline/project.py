@@ -90,7 +90,9 @@ class Project:
         return sorted(self.files.tasks)
 
     def check(self) -> dict[str, dict[str, Any]]:
-        """Read and check all data of all tasks: task -> rows per split, labels, notes. Raises ProjectError with all problems."""
+        """Read and check all data of all tasks: task -> rows per split, labels, notes. Raises ProjectError with all
+        problems.
+        """
         found: dict[str, dict[str, Any]] = {}
         problems: list[Problem] = []
         for name, settings in self.files.tasks.items():
@@ -124,8 +126,8 @@ class Project:
     def run(self, tasks: Sequence[str] | None = None, *, reselect: bool = False, show: Show | None = None) -> RunResult:
         """Do every stage that is not done, then select, merge, prove, release and report.
 
-        With `tasks`, only theirs; other tasks stay as they were released. A released task keeps its branch while its own stages and
-        the budget are unchanged; `reselect` chooses anew for all.
+        With `tasks`, only theirs; other tasks stay as they were released. A released task keeps its branch while its
+        own stages and the budget are unchanged; `reselect` chooses anew for all.
         """
         show = show or Silent()
         names = self._named(tasks)

@@ -1,4 +1,5 @@
-"""The data of a report: candidates, what was chosen and why, quality on the reported splits, measured time against separate models.
+"""The data of a report: candidates, what was chosen and why, quality on the reported splits, measured time against
+separate models.
 
 Composes what the store holds and one last measurement; draws nothing (that is report/).
 """
@@ -187,8 +188,9 @@ def _mean(tables: Sequence[dict[str, float]]) -> dict[str, float]:
 def _compare(
     assembly: Assembly, options: Options, release: Release, tasks: list[str], say: Callable[[str], None]
 ) -> dict[str, float]:
-    """Milliseconds of the reference request through the merged model and through one full model per task: same engine, same run,
-    in turn. Kept in the store per release."""
+    """Milliseconds of the reference request through the merged model and through one full model per task: same engine,
+    same run, in turn. Kept in the store per release.
+    """
     cost = assembly.files.settings.cost
     fulls = {task: options.full[task][0] for task in tasks}
     fields = {
@@ -210,8 +212,9 @@ def _compare(
 def compare(
     assembly: Assembly, release: Release, fulls: dict[str, Entry], batch: int, tokens: int, repeats: int
 ) -> dict[str, float]:
-    """Median milliseconds of one request for all tasks. The separate models share one encoder's weights, which favours them:
-    N real ones would not stay in the processor's cache."""
+    """Median milliseconds of one request for all tasks. The separate models share one encoder's weights, which favours
+    them: N real ones would not stay in the processor's cache.
+    """
     from trunkline.bundle.loaded import Bundle
     from trunkline.engine.timing import compare as in_turn
     from trunkline.engine.torch import TorchEngine

@@ -1,10 +1,11 @@
 """Exact selection: one candidate per task, the shared trunk paid once.
 
-Knows qualities and costs as numbers, and which slots of the trunk a reading needs; nothing of files or models. The choice is a
-small integer program (one binary per candidate, one variable per slot and trunk layer), solved to optimality with HiGHS.
+Knows qualities and costs as numbers, and which slots of the trunk a reading needs; nothing of files or models. The
+choice is a small integer program (one binary per candidate, one variable per slot and trunk layer), solved to
+optimality with HiGHS.
 
-Cost of a set = sum over slots ("text", "pair", "joint") of the trunk up to the deepest fork that a chosen candidate reads there,
-plus every chosen branch. Quality of a set = mean of the candidates' metrics on `valid`.
+Cost of a set = sum over slots ("text", "pair", "joint") of the trunk up to the deepest fork that a chosen candidate
+reads there, plus every chosen branch. Quality of a set = mean of the candidates' metrics on `valid`.
 """
 
 from __future__ import annotations
@@ -68,10 +69,11 @@ class Budget:
 def choose(
     candidates: Sequence[Candidate], trunk: TrunkCost, budget: Budget, *, depth: int | None = None
 ) -> Choice | None:
-    """The cheapest set of at least `min_quality`, or the best set of at most `max_ms`; None where a task has no candidate.
+    """The cheapest set of at least `min_quality`, or the best set of at most `max_ms`; None where a task has no
+    candidate.
 
-    `depth` limits all forks. Where no set keeps the budget: the set of best quality (or, under `max_ms`, of least cost), with
-    `met` False. Ties in quality go to the cheaper set.
+    `depth` limits all forks. Where no set keeps the budget: the set of best quality (or, under `max_ms`, of least
+    cost), with `met` False. Ties in quality go to the cheaper set.
     """
     usable = [c for c in candidates if (depth is None or c.fork <= depth) and budget.pinned.get(c.task, c.id) == c.id]
     tasks = sorted({c.task for c in candidates})
@@ -158,10 +160,11 @@ class _Program:
 
 
 def paper_rule(candidates: Sequence[Candidate], gain: float) -> dict[str, Candidate]:
-    """Wei et al.'s own rule, per task and apart from all others: add a layer while its marginal gain is at least `gain`.
+    """Wei et al.'s own rule, per task and apart from all others: add a layer while its marginal gain is at least
+    `gain`.
 
-    First over tuned layers L (forks, from the shallowest branch up), then over own layers l at that fork. Within one reading: the
-    first that the task searches.
+    First over tuned layers L (forks, from the shallowest branch up), then over own layers l at that fork. Within one
+    reading: the first that the task searches.
     """
     chosen = {}
     for task in sorted({c.task for c in candidates}):

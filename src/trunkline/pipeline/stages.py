@@ -1,7 +1,7 @@
 """Which stages a project is made of, each with exactly the fields that it reads.
 
-A stage's key is the hash of its kind's version, those fields and the keys of the stages that it needs: never source text,
-comments or fields that it does not read. Knows project files and hashes; runs nothing and imports no torch.
+A stage's key is the hash of its kind's version, those fields and the keys of the stages that it needs: never source
+text, comments or fields that it does not read. Knows project files and hashes; runs nothing and imports no torch.
 
     prepare ─► full                                    (the baseline, and a teacher)
             └► tune (L) ─► distill (L, l)              trunk states at the fork are a cache below these, no stage

@@ -59,7 +59,7 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the store against other writers; removes what a killed one left half-written. Raises StoreError if held."""
+        """Hold the store against other writers (else StoreError); removes what a killed one left half-written."""
         with exclusive(self.folder / "lock", wait=1.0):
             ignore = self.folder / ".gitignore"
             if not ignore.exists():

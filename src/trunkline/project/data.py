@@ -207,7 +207,7 @@ class _Reading:
         train = self._drop("train", train, keys, {keys[row] for row in valid}, "valid")
 
         # What a cut may not separate: the same input, and the same query or group.
-        together = [keys] if fit.groups is None else [keys, [fold(group) for group in fit.groups]]
+        together = [list(range(len(fit)))] if fit.groups is None else [keys, [fold(group) for group in fit.groups]]
         stratified = self.kind in {Kind.CLASSIFICATION, Kind.RELEVANCE}
         ties = Ties(together, label_lists(self.kind, fit), stratified)
         rng = np.random.default_rng(self.data.seed)

@@ -16,16 +16,7 @@ from trunkline.project.explain import quoted, show
 from trunkline.project.files import is_tag
 from trunkline.project.readers import Faults, Table, rows_of
 from trunkline.project.rows import Rows
-from trunkline.project.tasks import Kind, Offsets
-
-TARGET = {
-    Kind.CLASSIFICATION: "label",
-    Kind.MULTILABEL: "labels",
-    Kind.REGRESSION: "score",
-    Kind.TAGGING: "tags",
-    Kind.RELEVANCE: "label",
-}
-"""The column that holds what a task learns."""
+from trunkline.project.tasks import TARGET, Kind, Offsets
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from trunkline.project.config import REPORTED, SPLITS, TaskSettings
 from trunkline.project.readers import peek_columns, read_table
-from trunkline.project.tasks import Kind
+from trunkline.project.tasks import TARGET, Kind
 
 
 def hash_file(path: Path) -> str:
@@ -35,13 +35,16 @@ def data_fields(settings: TaskSettings) -> dict[str, Any]:
     data = settings.data
     named = {split: name for split in SPLITS if (name := getattr(data, split)) is not None}
     suffixes = {Path(name).suffix.lower() for name in named.values() if not name.startswith("hub:")}
+    columns = data.columns
+    roles = ["text", TARGET[settings.kind], "id", "group", "tokens" if settings.kind is Kind.TAGGING else "text_pair"]
     fields: dict[str, Any] = {
         "kind": settings.kind.value,
         "labels": settings.labels,
         "positive": settings.positive,
-        "pair": settings.pair is not None or data.columns.names("text_pair"),
+        "pair": settings.pair is not None or columns.names("text_pair"),
         "sources": {split: name if name.startswith("hub:") else Path(name).name for split, name in named.items()},
-        "columns": data.columns.model_dump(),
+        "columns": {role: columns.name_of(role) for role in roles},
+        "grouped": columns.names("group"),
         "max_train_rows": data.max_train_rows,
     }
     if settings.kind is Kind.MULTILABEL and suffixes & {".csv", ".tsv"}:

@@ -35,6 +35,15 @@ class Kind(StrEnum):
     """Whether `text_pair` answers `text`; judged within groups that share a query."""
 
 
+TARGET = {
+    Kind.CLASSIFICATION: "label",
+    Kind.MULTILABEL: "labels",
+    Kind.REGRESSION: "score",
+    Kind.TAGGING: "tags",
+    Kind.RELEVANCE: "label",
+}
+"""The column that holds what a task learns."""
+
 METRICS: dict[Kind, tuple[str, ...]] = {
     Kind.CLASSIFICATION: ("accuracy", "macro_f1", "matthews", "f1", "accuracy_f1"),
     Kind.MULTILABEL: ("micro_f1", "macro_f1", "subset_accuracy"),

@@ -1,7 +1,8 @@
 """Train one candidate: full fine-tuning, the top layers over cached states, or a student distilled from them.
 
-Knows how a candidate is made from its material, and scores it. Knows nothing of grids, stores or selection. Sources: Wei et al.
-2022, sections 3.1 (partial fine-tuning) and 3.2 (distillation; a student starts from the bottom layers of its teacher's tuned ones).
+Knows how a candidate is made from its material, and scores it. Knows nothing of grids, stores or selection. Sources:
+Wei et al. 2022, sections 3.1 (partial fine-tuning) and 3.2 (distillation; a student starts from the bottom layers of
+its teacher's tuned ones).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SoftLoss = Callable[[BatchRows, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished candidate with its metrics per scored split. `encoder` is its own one for full fine-tuning, else None."""
+    """A finished candidate with its metrics per scored split; `encoder` is its own, for full fine-tuning only."""
 
     branch: Branch
     encoder: Encoder | None
@@ -109,8 +110,8 @@ def train_student(
 ) -> Trained:
     """Distil `teacher` into a student with the bottom `layers` of its tuned layers.
 
-    `soft` holds, per teacher, logits of the train rows in order. `init` is "teacher" (Wei et al.), "trunk" (the trunk's own layers) or
-    "random" (fresh ones); the last two start with a fresh head.
+    `soft` holds, per teacher, logits of the train rows in order. `init` is "teacher" (Wei et al.), "trunk" (the trunk's
+    own layers) or "random" (fresh ones); the last two start with a fresh head.
     """
     torch.manual_seed(schedule.seed)
     spec = teacher.spec.model_copy(update={"layers": layers})

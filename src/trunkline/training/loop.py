@@ -1,8 +1,8 @@
 """The training loop: short, seeded, resumable, and the only one.
 
-Knows a module, a loss over row numbers and a score on held-out rows. Knows nothing of tasks, trunks or teachers. A run that is
-killed starts again at its last evaluation and ends with the same weights as one that was not: the random generators are set
-anew from (seed, step) at every evaluation, and the order of rows from (seed, epoch).
+Knows a module, a loss over row numbers and a score on held-out rows. Knows nothing of tasks, trunks or teachers. A run
+that is killed starts again at its last evaluation and ends with the same weights as one that was not: the random
+generators are set anew from (seed, step) at every evaluation, and the order of rows from (seed, epoch).
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ class Progress:
 
 @dataclass
 class Outcome:
-    """What a run came to: the best score on held-out rows, when, and how the score went. The module holds the best weights."""
+    """What a run came to: the best score on held-out rows, when, and how the score went. The module holds the best
+    weights.
+    """
 
     score: float
     best_step: int
@@ -76,7 +78,7 @@ class Outcome:
 
 
 def precision_of(setting: str, device: str) -> torch.dtype:
-    """The training dtype for `precision = auto | float32 | bfloat16`: bf16 where the hardware multiplies it natively."""
+    """The training dtype for a `precision` setting; auto takes bf16 where the hardware multiplies it natively."""
     if setting != "auto":
         return torch.bfloat16 if setting == "bfloat16" else torch.float32
     if device == "cuda":
@@ -123,8 +125,8 @@ def fit(
 ) -> Outcome:
     """Train `module` on `rows` and leave its best weights in it, in eval mode.
 
-    `loss(rows)` is the mean loss of a batch, `evaluate()` the score on held-out rows (higher is better), `lengths` the tokens of
-    `rows`. State is kept in `checkpoint` at every evaluation, and taken up from there.
+    `loss(rows)` is the mean loss of a batch, `evaluate()` the score on held-out rows (higher is better), `lengths` the
+    tokens of `rows`. State is kept in `checkpoint` at every evaluation, and taken up from there.
     """
     steps = schedule.steps(len(rows))
     per_epoch = math.ceil(len(rows) / schedule.batch_size)

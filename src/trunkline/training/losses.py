@@ -29,7 +29,7 @@ def gold_loss(kind: Kind, logits: Tensor, targets: Tensor, *, std: float = 1.0) 
 
 
 def soften(kind: Kind, logits: Tensor, temperature: float) -> Tensor:
-    """What a teacher hands its student: softmax or sigmoid at `temperature`, or the values themselves for regression."""
+    """What a teacher hands its student: softmax or sigmoid at `temperature`, for regression the values."""
     match kind:
         case Kind.MULTILABEL:
             return torch.sigmoid(logits / temperature)

@@ -7,7 +7,7 @@ Notation: B rows, T tokens, C outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,7 +23,7 @@ from trunkline.project.config import TaskSettings
 from trunkline.project.data import Rows, TaskData
 from trunkline.project.metrics import evaluate
 from trunkline.project.tasks import Kind, encode_targets, output_width
-from trunkline.training.loop import by_length
+from trunkline.training.loop import BatchRows, by_length
 from trunkline.training.losses import IGNORE
 from trunkline.training.states import TOKENS_PER_PASS, SlotTexts, StateCache, States
 
@@ -53,8 +53,10 @@ class Examples:
             else []
         )
 
-    def target_batch(self, rows: Sequence[int], width: int) -> Tensor:
-        """Targets of these rows: (B,), (B, C) for multilabel, or (B, width) with IGNORE where no word starts for tagging."""
+    def target_batch(self, rows: BatchRows, width: int) -> Tensor:
+        """Targets of these rows: (B,), (B, C) for multilabel, or (B, width) with IGNORE where no word starts for
+        tagging.
+        """
         if self.kind is not Kind.TAGGING:
             return torch.from_numpy(np.asarray(self.targets)[np.asarray(rows)])
         batch = torch.full((len(rows), width), IGNORE, dtype=torch.int64)
@@ -64,13 +66,13 @@ class Examples:
                     batch[i, first] = int(target)
         return batch
 
-    def token_batches(self, rows: Sequence[int], encoder: Encoder) -> list[TokenBatch]:
+    def token_batches(self, rows: BatchRows, encoder: Encoder) -> list[TokenBatch]:
         """One padded batch per slot."""
         return [
             encoder.collate([texts.rows[i] for i in texts.index[np.asarray(rows)]]) for texts in self.slots.values()
         ]
 
-    def predict(self, forward: Callable[[Sequence[int]], Tensor], rows: np.ndarray) -> Logits:
+    def predict(self, forward: Callable[[BatchRows], Tensor], rows: np.ndarray) -> Logits:
         """Logits of these rows in their order, in batches of similar length, without gradient."""
         found: dict[int, np.ndarray] = {}
         with torch.no_grad():
@@ -120,7 +122,7 @@ class TaskMaterial:
         return self._examples[key]
 
     def states(self, pool: str, reading: Reading, fork: int) -> tuple[States, ...]:
-        """States of every slot of `reading` at `fork`; all forks that the task's grid asks for are computed together."""
+        """States of every slot of `reading` at `fork`; all forks of the task's grid are computed together."""
         forks = {fork, *(self.trunk.depth - layers for layers in self.settings.tune.layers)}
         slots = self.examples(pool, reading).slots.values()
         return tuple(

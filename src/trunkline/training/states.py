@@ -1,8 +1,9 @@
 """Trunk states at a fork: computed once per distinct text, kept on disk, shared by every candidate that reads them.
 
-Knows texts, token rows and the trunk; nothing of labels or branches. A state file is a packed float16 (or, where that would
-overflow, float32) array without padding, memory-mapped: (tokens of all texts, H), with offsets. The cache is bounded: the
-least recently used files leave first; a set too large for the bound is computed afresh for each batch, and says so.
+Knows texts, token rows and the trunk; nothing of labels or branches. A state file is a packed float16 (or, where that
+would overflow, float32) array without padding, memory-mapped: (tokens of all texts, H), with offsets. The cache is
+bounded: the least recently used files leave first; a set too large for the bound is computed afresh for each batch, and
+says so.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +24,7 @@ from torch import Tensor
 from trunkline.atomic import publish_folder, scratch_folder
 from trunkline.model.tokens import TokenRow, collate
 from trunkline.model.trunk import Trunk
-from trunkline.training.loop import by_length
+from trunkline.training.loop import BatchRows, by_length
 
 TOKENS_PER_PASS = 8192
 _FORMAT = 1
@@ -32,7 +33,7 @@ _FORMAT = 1
 class States(Protocol):
     """States of the texts of one slot at one fork."""
 
-    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def batch(self, rows: BatchRows) -> tuple[Tensor, Tensor]:
         """(states (B, T, H) float32, mask (B, T)) of these rows, right-padded."""
         ...
 
@@ -77,7 +78,7 @@ class CachedStates:
         self._offsets = np.load(folder / "offsets.npy")
         self._index = index
 
-    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def batch(self, rows: BatchRows) -> tuple[Tensor, Tensor]:
         texts = self._index[np.asarray(rows)]
         starts, ends = self._offsets[texts], self._offsets[texts + 1]
         longest = int((ends - starts).max())
@@ -95,7 +96,7 @@ class LiveStates:
     def __init__(self, trunk: Trunk, texts: SlotTexts, fork: int) -> None:
         self._trunk, self._texts, self._fork = trunk, texts, fork
 
-    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def batch(self, rows: BatchRows) -> tuple[Tensor, Tensor]:
         batch = collate([self._texts.rows[i] for i in self._texts.index[np.asarray(rows)]], self._trunk.encoder.pad_id)
         device = next(self._trunk.parameters()).device
         return self._trunk.states(batch.to(device), [self._fork])[self._fork].float(), batch.mask
@@ -125,8 +126,8 @@ class StateCache:
         live = set(missing[max(0, int(self.max_bytes // max(size, 1))) :])
         if live:
             say(
-                f"trunk states at fork {', '.join(map(str, sorted(live)))} need {size / 1e9:.1f} GB each and are computed "
-                f"for every batch instead (store.max_states_gb = {self.max_bytes / 1e9:g})"
+                f"trunk states at fork {', '.join(map(str, sorted(live)))} need {size / 1e9:.1f} GB each and are "
+                f"computed for every batch instead (store.max_states_gb = {self.max_bytes / 1e9:g})"
             )
         wanted = [fork for fork in missing if fork not in live]
         if wanted:

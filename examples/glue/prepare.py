@@ -1,0 +1,169 @@
+"""Write a Trunkline project for the GLUE tasks of a data folder: `python prepare.py DATA_FOLDER --out glue`.
+
+The data stays where it is: the task files only point to it. Knows the names, labels and metrics of the eight tasks (and
+of SNIPS, with --snips), and nothing about training. README.md says how the data folder has to look. Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: the folder of its files below `group`, and the lines of its task file that are its own."""
+
+    name: str
+    kind: str
+    metric: str
+    pair: bool = False
+    positive: str | None = None
+    group: str = "glue"
+    folder: str = ""
+    # GLUE keeps the labels of test to itself, so dev is what is reported and valid comes from train.
+    files: tuple[tuple[str, str], ...] = (("train", "train"), ("valid", "valid"), ("dev", "dev"))
+
+    def path(self, split: str) -> Path:
+        """The file of a split, below the data folder."""
+        return Path(self.group, self.folder or self.name, f"{split}.jsonl")
+
+
+SNIPS_FILES = (("train", "train"), ("valid", "dev"), ("test", "test"))
+GLUE = (
+    Task("cola", "classification", "matthews"),
+    Task("mrpc", "classification", "accuracy", pair=True, positive="equivalent"),
+    Task("rte", "classification", "accuracy", pair=True),
+    Task("stsb", "regression", "pearson_spearman", pair=True),
+    Task("sst2", "classification", "accuracy"),
+    Task("qnli", "classification", "accuracy", pair=True),
+    Task("qqp", "classification", "accuracy", pair=True, positive="duplicate"),
+    Task("mnli", "classification", "accuracy", pair=True),
+)
+SNIPS = (
+    Task("snips_intent", "classification", "accuracy", group="utterance", folder="snips", files=SNIPS_FILES),
+    Task("snips_slots", "tagging", "entity_f1", group="utterance", folder="snips", files=SNIPS_FILES),
+)
+OPTIONAL = ("valid",)  # cut from train where the file is absent
+
+
+def project_file(encoder: str, seed: int) -> str:
+    """Text of project.toml."""
+    return f"""\
+# Written by examples/glue/prepare.py.
+encoder = {json.dumps(encoder)}
+seed = {seed}
+
+[budget]
+min_relative_quality = 0.99
+"""
+
+
+def task_file(task: Task, files: dict[str, str], rows: int) -> str:
+    """Text of tasks/NAME.toml; `files` holds the path of each split, `rows` the most that are trained on (0: all)."""
+    lines = [
+        "# Written by examples/glue/prepare.py.",
+        f'kind = "{task.kind}"',
+        f'metric = "{task.metric}"',
+        "max_tokens = 128",
+    ]
+    lines += [f'positive = "{task.positive}"'] if task.positive else []
+    lines += ['pair = ["joint", "separate"]'] if task.pair else []
+    lines += ["", "[data]", *(f"{split} = {json.dumps(path)}" for split, path in files.items())]
+    lines += [f"max_train_rows = {rows}"] if rows else []
+    lines += [
+        "",
+        "[tune]",
+        "layers = [2, 3]",
+        "learning_rate = 1e-4",
+        "",
+        "[distill]",
+        "layers = [1, 2]",
+        "learning_rate = 1e-4",
+        "",
+        "[full]",
+        "learning_rate = 5e-5",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def find_data(given: Path) -> Path:
+    """The folder that holds glue/, from that folder or from glue/ itself."""
+    return given.parent if not (given / "glue").is_dir() and given.resolve().name == "glue" else given
+
+
+def split_files(task: Task, data: Path, out: Path) -> tuple[dict[str, str], list[str]]:
+    """Split -> path as it stands in the task file (relative where `data` is), and what is missing."""
+    files, missing = {}, []
+    for split, stem in task.files:
+        path = data / task.path(stem)
+        if path.is_file():
+            files[split] = str(path if data.is_absolute() else Path(os.path.relpath(path, out)))
+        elif split not in OPTIONAL:
+            missing.append(f"{task.name}: no file {path}")
+    return files, missing
+
+
+def prepare(data: Path, out: Path, tasks: list[Task], *, rows: int, encoder: str, seed: int) -> list[str]:
+    """Write the project folder; with anything missing, write nothing and return what is."""
+    texts, problems = {}, []
+    for task in tasks:
+        files, missing = split_files(task, data, out)
+        problems += missing
+        texts[f"{task.name}.toml"] = task_file(task, files, rows)
+    if problems:
+        return problems
+    (out / "tasks").mkdir(parents=True, exist_ok=True)
+    for task in (*GLUE, *SNIPS):  # a task that was chosen last time is not a task of this project any more
+        (out / "tasks" / f"{task.name}.toml").unlink(missing_ok=True)
+    (out / "project.toml").write_text(project_file(encoder, seed), encoding="utf-8")
+    for name, text in texts.items():
+        (out / "tasks" / name).write_text(text, encoding="utf-8")
+    return []
+
+
+def choose(names: str | None, snips: bool) -> tuple[list[Task], list[str]]:
+    """The tasks that were asked for, and names that are none."""
+    known = {task.name: task for task in (*GLUE, *SNIPS)}
+    asked = [task.name for task in GLUE] if names is None else [name.strip() for name in names.split(",")]
+    asked += [task.name for task in SNIPS if snips and task.name not in asked]
+    return [known[name] for name in asked if name in known], [name for name in asked if name not in known]
+
+
+def main() -> int:
+    """Read the arguments and write the project; 2 where the arguments or the data folder are wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, metavar="DATA_FOLDER", help="the folder that holds glue/")
+    parser.add_argument("--out", type=Path, default=Path("glue"), metavar="FOLDER", help="project folder (glue)")
+    parser.add_argument("--tasks", metavar="A,B,…", help=f"some of {', '.join(task.name for task in GLUE)} (all)")
+    parser.add_argument("--snips", action="store_true", help="intent and slots of utterance/snips as well")
+    parser.add_argument("--rows", type=int, default=10_000, help="most training rows of a task, 0 for all (10000)")
+    parser.add_argument("--encoder", default="minilm", help="the trunk (minilm)")
+    parser.add_argument("--seed", type=int, default=13, help="seed of training (13)")
+    parser.add_argument("--replace", action="store_true", help="write over a project that is there")
+    options = parser.parse_args()
+    tasks, unknown = choose(options.tasks, options.snips)
+    if unknown:
+        parser.error(f"unknown tasks: {', '.join(unknown)} (tasks: {', '.join(task.name for task in (*GLUE, *SNIPS))})")
+    if options.rows < 0 or 0 < options.rows < 10:
+        parser.error(f"--rows {options.rows}: 0 for all, or at least 10")
+    if (options.out / "project.toml").exists() and not options.replace:
+        parser.error(f"{options.out} is a project already; --replace writes over it")
+    data = find_data(options.data)
+    problems = prepare(data, options.out, tasks, rows=options.rows, encoder=options.encoder, seed=options.seed)
+    if problems:
+        print(
+            "\n".join(["these files are missing (README.md says how the folder has to look):", *problems]),
+            file=sys.stderr,
+        )
+        return 2
+    print(f"{options.out}: {len(tasks)} tasks: {', '.join(sorted(task.name for task in tasks))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
