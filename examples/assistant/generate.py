@@ -117,7 +117,7 @@ def pairs(language: Language, queries: int, prefix: str) -> Iterator[dict[str, A
         rng.shuffle(same)
         candidates = [(said, "same") for said in same[: rng.choice((1, 1, 2))]]
         while len(candidates) < 4:
-            candidates.append((another(language, index, query, drawn, others), "different"))
+            candidates.append((another(language, index, query, drawn), "different"))
         rng.shuffle(candidates)
         number += 1
         text = finish(language.wrap(query, frame["intent"], rng.choices((0, 1), (70, 30))[0]), rng)[0]
@@ -129,24 +129,27 @@ def pairs(language: Language, queries: int, prefix: str) -> Iterator[dict[str, A
             }  # fmt: skip
 
 
-def another(language: Language, index: int, query: Sentence, drawn: dict[str, str], others: list[str]) -> Sentence:
+def another(language: Language, index: int, query: Sentence, drawn: dict[str, str]) -> Sentence:
     """A message that does not ask for the same: another value, a sibling request, or something else altogether."""
     rng, frames = language.rng, language.frames
     while True:
         kind = rng.random()
-        if kind < 0.4:
+        if kind < 0.5:  # may well be worded like the query: what differs is the value
             kept = {name: value for name, value in drawn.items() if rng.random() < 0.5}
-            said = language.say(rng.choice(others), kept)
-            if said.meaning != query.meaning and "[" in said.marked and len(said.meaning) == len(query.meaning):
+            said = language.say(rng.choice(language.partners[index]), kept)
+            if said.meaning != query.meaning and said.meaning and len(said.meaning) == len(query.meaning):
                 return said
         else:
-            near = kind < 0.75
+            near = kind < 0.8
             choices = [
                 frame
                 for place, frame in enumerate(frames)
-                if place != index and near == (frame["intent"] == frames[index]["intent"])
+                if place != index
+                and near == (frame["intent"] == frames[index]["intent"])
+                and (frame.get("pairs", True) or not near)  # a loose frame may say the same in its own words
             ]
-            return language.say(rng.choice(rng.choice(choices)["say"]), dict(drawn))
+            if choices:
+                return language.say(rng.choice(rng.choice(choices)["say"]), dict(drawn))
 
 
 def folded(text: str) -> str:

@@ -1,7 +1,8 @@
 """Write a Trunkline project for the GLUE tasks of a data folder: `python prepare.py DATA_FOLDER --out glue`.
 
 The data stays where it is: the task files only point to it. Knows the names, labels and metrics of the eight tasks (and
-of SNIPS, with --snips), and nothing about training. README.md says how the data folder has to look. Standard library only.
+of SNIPS, with --snips), and nothing about training. README.md says how the data folder has to look. It needs the
+standard library only.
 """
 
 from __future__ import annotations
@@ -79,14 +80,14 @@ def task_file(task: Task, files: dict[str, str], rows: int) -> str:
         "",
         "[tune]",
         "layers = [2, 3]",
-        "learning_rate = 1e-4",
+        "learning_rate = 2e-4",
         "",
         "[distill]",
         "layers = [1, 2]",
-        "learning_rate = 1e-4",
+        "learning_rate = 2e-4",
         "",
         "[full]",
-        "learning_rate = 5e-5",
+        "learning_rate = 1e-4",
     ]
     return "\n".join(lines) + "\n"
 

@@ -87,6 +87,13 @@ def publish_folder(scratch: Path, destination: Path) -> bool:
     return True
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder: a kill leaves the whole of it or none, and at most a staging entry."""
+    doomed = staging_path(folder)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
 def sync_folder(folder: Path) -> None:
     """Force the entries of one folder (names, not contents) to disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -6,16 +6,20 @@ failed, 2 the input is wrong (see errors.py), 130 interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from trunkline.errors import TrunklineError
+from trunkline.errors import TrunklineError, UsageError
 
 app = typer.Typer(
     help="Train each text task on its own; serve all of them in one pass of a shared, frozen BERT trunk.",
@@ -49,7 +53,9 @@ def main() -> None:
         err.print("interrupted; the same command goes on from here")
         sys.exit(130)
     except BrokenPipeError:
-        sys.stderr.close()
+        # The reader (head, less) has enough; what Python still holds back for stdout must not fail on its way out.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
         # click's own usage errors carry their exit code and know how to show themselves
@@ -79,10 +85,31 @@ def _json(value: Any) -> None:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    """A table without lines. ">name" is a column of numbers, "name…" one that is cut where it does not fit."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
-        table.add_column(column.strip("<>"), justify="right" if column.startswith(">") else "left", overflow="fold")
+        number, cut = column.startswith(">"), column.endswith("…")
+        table.add_column(
+            column.strip(">…"),
+            justify="right" if number else "left",
+            no_wrap=number or cut,
+            overflow="ellipsis" if cut else "fold",
+        )
     return table
+
+
+def _cells(*values: object) -> tuple[Text, ...]:
+    """Cells as they stand: a name such as "[b]" is no markup."""
+    return tuple(Text(str(value)) for value in values)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _when(created: str) -> str:
+    """2026-05-01T09:30:00+00:00 as 2026-05-01 09:30, which is UTC."""
+    return created[:16].replace("T", " ")
 
 
 @app.command()
@@ -99,27 +126,36 @@ def init(
     """Start a project; with --from, one task per label column of a table."""
     from trunkline.project.scaffold import new_project
 
-    made = new_project(ROOT["folder"] / name, source, text, text_pair)
-    for path, what in made:
-        out.print(f"{path}  {what}", markup=False)
-    out.print(f"\nnext: trunkline -C {ROOT['folder'] / name} check", markup=False)
+    folder = ROOT["folder"] / name
+    table = _table("file", "what")
+    table.show_header = False
+    for path, what in new_project(folder, source, text, text_pair):
+        table.add_row(*_cells(path, what))
+    out.print(table)
+    out.print(f"\nnext: trunkline -C {folder} check", markup=False)
 
 
 @app.command()
 def check(as_json: AsJson = False) -> None:
     """Read every file and every row of data, and report all problems at once."""
-    found = _project().check()
+    from trunkline.pipeline.project import check as checked
+
+    found = checked(ROOT["folder"])  # not Project.load(…).check(): all problems at once, of files and of data
     if as_json:
         return _json(found)
-    table = _table("task", "kind", "> train", "> valid", "> reported", "labels", "notes")
+    table = _table("task", "kind…", "> train", "> valid", "> reported", "labels…")
+    notes = _table("task", "note")
     for name, task in found.items():
         rows = task["rows"]
         reported = ", ".join(f"{count:,} {split}" for split, count in rows.items() if split not in ("train", "valid"))
-        labels = ", ".join(task["labels"][:4]) + (f", … ({len(task['labels'])})" if len(task["labels"]) > 4 else "")
-        table.add_row(
-            name, task["kind"], f"{rows['train']:,}", f"{rows['valid']:,}", reported, labels, "; ".join(task["notes"])
-        )
+        labels = f"{len(task['labels'])}: {', '.join(task['labels'])}" if task["labels"] else "-"
+        table.add_row(*_cells(name, task["kind"], f"{rows['train']:,}", f"{rows['valid']:,}", reported, labels))
+        for number, note in enumerate(task["notes"]):
+            notes.add_row(*_cells("" if number else name, note))
     out.print(table)
+    if notes.row_count:
+        out.print()
+        out.print(notes)
 
 
 @app.command()
@@ -131,17 +167,16 @@ def plan(tasks: Tasks = None, as_json: AsJson = False) -> None:
         return _json({"steps": steps, "done": found.done, "merges": found.merges, "removed": found.removed})
     table = _table("stage", "why")
     for step in found.steps:
-        table.add_row(step.stage.id, step.why + ("  (resumes)" if step.resumes else ""))
+        table.add_row(*_cells(step.stage.id, step.why + ("; resumes" if step.resumes else "")))
     if found.steps:
         out.print(table)
+        out.print()
     for task in found.removed:
         out.print(f"{task}: its file is gone; the next release is made without it", markup=False)
-    after = "; then select, merge, prove and release" if found.merges else ""
-    out.print(
-        f"{len(found.steps)} stages to run, {found.done} done{after}"
-        if found.merges
-        else "nothing to do: the live release is what the files say"
-    )
+    if not found.merges:
+        return out.print("nothing to do: the live release is what the files say")
+    todo = f"{_count(len(found.steps), 'stage')} to run, {found.done} done" if found.steps else "every stage is done"
+    out.print(f"{todo}; then select, merge, prove and release")
 
 
 @app.command()
@@ -185,7 +220,7 @@ def evaluate(
     table = _table("task", "split", "metrics")
     for task, splits in found.items():
         for split, metrics in splits.items():
-            table.add_row(task, split, "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+            table.add_row(*_cells(task, split, "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())))
     out.print(table)
 
 
@@ -198,46 +233,64 @@ def predict(
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="jsonl, csv, tsv or parquet with text (and text_pair).")
     ] = None,
+    text: Annotated[str, typer.Option("--text", help="Column with the text in --file, or key on stdin.")] = "text",
+    text_pair: Annotated[
+        str, typer.Option("--text-pair", help="Column or key with the second text of a pair.")
+    ] = "text_pair",
     task: Annotated[list[str] | None, typer.Option("--task", "-t", help="Only this task (repeatable).")] = None,
     bundle: Annotated[
         Path | None, typer.Option(help="A bundle's folder; the project's live release by default.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=4096)] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Inputs computed at once.")] = 32,
     as_json: AsJson = False,
 ) -> None:
     """Answer every task for a text, a file, or the lines of stdin (jsonl out)."""
     from trunkline.bundle import Bundle
     from trunkline.predicting import answers_of, read_inputs, stream
 
+    if texts and file is not None:
+        raise UsageError("give texts or --file, not both")
+    if pair is not None and (not texts or len(texts) != 1):
+        raise UsageError("--pair goes with a single text; for more pairs use --file, or JSON objects on stdin")
+    lines = None if texts else read_inputs(file, sys.stdin, text, text_pair)
     model = Bundle.load(bundle) if bundle is not None else _project().bundle()
-    if texts and file is None:
-        inputs = [{"text": text, "text_pair": pair} for text in texts]
+    if lines is None:
+        inputs = [{"text": given, "text_pair": pair} for given in texts or ()]
         answers = model.predict(inputs, task)
         if as_json:
-            return _json([{"input": i, "answers": answers_of(a)} for i, a in zip(inputs, answers, strict=True)])
-        for item, answer in zip(inputs, answers, strict=True):
+            return _json([{**item, "answers": answers_of(a)} for item, a in zip(inputs, answers, strict=True)])
+        for number, (item, answer) in enumerate(zip(inputs, answers, strict=True)):
+            if number:
+                out.print()
             _show_answers(item, answers_of(answer))
         return None
-    count, seconds = stream(model, read_inputs(file, sys.stdin), task, batch_size, sys.stdout)
-    err.print(f"{count:,} inputs, {count / max(seconds, 1e-9):,.0f} per second, {len(task or model.tasks)} tasks each")
+    if file is None and sys.stdin.isatty():
+        err.print("one text per line; Ctrl-D ends")
+    count, seconds = stream(model, lines, task, batch_size, sys.stdout)
+    speed = f"{count / max(seconds, 1e-9):,.0f} per second, " if count else ""
+    err.print(f"{_count(count, 'input')}, {speed}{_count(len(set(task or model.tasks)), 'task')} each")
+    return None
 
 
 def _show_answers(item: dict[str, Any], answers: dict[str, dict[str, Any]]) -> None:
-    out.print(item["text"] + (f"  |  {item['text_pair']}" if item["text_pair"] else ""), style="bold", markup=False)
+    out.print(Text(item["text"] + (f"  |  {item['text_pair']}" if item["text_pair"] else ""), style="bold"))
     table = _table("task", "answer", "> score")
+    table.show_header = False
     for task, answer in answers.items():
-        if "error" in answer:
-            table.add_row(task, f"({answer['error']})", "")
-        elif answer.get("spans") is not None:
-            spans = ", ".join(f"{span['label']}: {span['text']}" for span in answer["spans"])
-            table.add_row(task, spans or "no spans", "")
-        elif answer.get("labels") is not None:
-            table.add_row(task, ", ".join(answer["labels"]) or "none", "")
-        elif answer.get("label") is not None:
-            table.add_row(task, str(answer["label"]), f"{answer['score']:.3f}")
-        else:
-            table.add_row(task, f"{answer['score']:.3f}", "")
+        table.add_row(*_cells(f"  {task}", *_shown(answer)))
     out.print(table)
+
+
+def _shown(answer: dict[str, Any]) -> tuple[str, str]:
+    if "error" in answer:
+        return f"({answer['error']})", ""
+    if "spans" in answer:
+        return ", ".join(f"{span['label']}: {span['text']}" for span in answer["spans"]) or "no spans", ""
+    if "labels" in answer:
+        return ", ".join(answer["labels"]) or "no label", ""
+    if "label" in answer:
+        return str(answer["label"]), f"{answer['score']:.3f}"
+    return f"{answer['score']:.3f}", ""
 
 
 @task_app.command("add")
@@ -245,25 +298,28 @@ def task_add(
     name: Annotated[str, typer.Argument(help="Name of the new task.")],
     kind: Annotated[str, typer.Option(help="classification, multilabel, regression, tagging or relevance.")],
     train: Annotated[str, typer.Option(help="Its training data, as seen from the project's folder.")],
-    text: Annotated[str | None, typer.Option(help="Column with the text.")] = None,
+    text: Annotated[str | None, typer.Option(help="Column with the text (tagging: with its words).")] = None,
+    text_pair: Annotated[str | None, typer.Option("--text-pair", help="Column with the second text of a pair.")] = None,
     label: Annotated[str | None, typer.Option(help="Column with what is to be learned.")] = None,
 ) -> None:
     """Write tasks/NAME.toml."""
     from trunkline.project.scaffold import add_task
 
-    out.print(f"{add_task(ROOT['folder'], name, kind, train, text, label)}", markup=False)
+    path = add_task(ROOT["folder"], name, kind, train, text, label, text_pair)
+    out.print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
 @task_app.command("remove")
-def task_remove(name: str) -> None:
+def task_remove(name: Annotated[str, typer.Argument(help="Name of the task.")]) -> None:
     """Delete tasks/NAME.toml; the next run releases without it. Data and past releases stay."""
     from trunkline.project.scaffold import remove_task
 
-    out.print(f"removed {remove_task(ROOT['folder'], name)}; `trunkline run` releases without it", markup=False)
+    path = remove_task(ROOT["folder"], name)
+    out.print(f"removed {path}; `trunkline run` releases without it", markup=False, soft_wrap=True)
 
 
 @task_app.command("show")
-def task_show(name: str, as_json: AsJson = False) -> None:
+def task_show(name: Annotated[str, typer.Argument(help="Name of the task.")], as_json: AsJson = False) -> None:
     """Show a task's settings, defaults included, and what is live of it."""
     project = _project()
     settings = project.task(name)
@@ -271,7 +327,24 @@ def task_show(name: str, as_json: AsJson = False) -> None:
     value = {"task": name, "settings": settings.model_dump(mode="json"), "live": live.tasks.get(name) if live else None}
     if as_json:
         return _json(value)
-    out.print_json(json.dumps(value))
+    table = _table("key", "value", "")
+    chosen = dict(_flat(settings.model_dump(mode="json", exclude_unset=True)))
+    for key, entry in _flat(settings.model_dump(mode="json")):
+        if entry is not None:
+            shown = json.dumps(entry, ensure_ascii=False)
+            table.add_row(*_cells(key, shown, "" if key in chosen else "default"))
+    out.print(table)
+    branch = f"release {live.id}, branch {value['live'][:16]}" if live and value["live"] else "not released yet"
+    out.print(f"\n{branch}", markup=False)
+
+
+def _flat(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings as ("tune.layers", [2, 3])."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
 
 
 @release_app.command("list")
@@ -281,11 +354,12 @@ def release_list(as_json: AsJson = False) -> None:
     live = releases.live()
     if as_json:
         return _json([{**release.model_dump(), "live": release == live} for release in releases.list()])
-    table = _table("", "id", "created", "tasks", "note")
+    if live is None:
+        return out.print("no release yet: trunkline run")
+    table = _table("", "id", "created (UTC)", "> tasks", "new in it")
     for release in releases.list():
-        table.add_row(
-            "*" if release == live else "", release.id, release.created, ", ".join(release.tasks), release.note
-        )
+        mark = "*" if release == live else ""
+        table.add_row(*_cells(mark, release.id, _when(release.created), len(release.tasks), release.note))
     out.print(table)
 
 
@@ -298,10 +372,11 @@ def release_show(
     release = project.released(id)
     if as_json:
         return _json(release.model_dump())
-    out.print(f"{release.id}  {release.created}  {release.bundle}  {release.note}", markup=False)
+    out.print(f"{release.id}  {_when(release.created)} UTC  {project.releases.folder(release)}", markup=False)
+    out.print(f"new in it: {release.note}\n", markup=False)
     table = _table("task", "branch")
     for task, sha in release.tasks.items():
-        table.add_row(task, sha[:16])
+        table.add_row(*_cells(task, sha[:16]))
     out.print(table)
 
 
@@ -315,7 +390,11 @@ def release_rollback(
 
 
 @release_app.command("diff")
-def release_diff(old: str, new: str, as_json: AsJson = False) -> None:
+def release_diff(
+    old: Annotated[str, typer.Argument(help="A release.")],
+    new: Annotated[str, typer.Argument(help="A later one.")],
+    as_json: AsJson = False,
+) -> None:
     """Which tasks changed between two releases."""
     difference = _project().releases.diff(old, new)
     if as_json:
@@ -348,9 +427,12 @@ def gc(
     total = sum(item.size for item in freed)
     if as_json:
         return _json({"freed": [{"path": str(i.path), "what": i.what, "bytes": i.size} for i in freed], "bytes": total})
+    table = _table("what", "> count", "> MB")
     for what in sorted({item.what for item in freed}):
         items = [item for item in freed if item.what == what]
-        out.print(f"{len(items):>5}  {what:<14} {sum(i.size for i in items) / 1e6:10,.1f} MB")
+        table.add_row(*_cells(what, len(items), f"{sum(item.size for item in items) / 1e6:,.1f}"))
+    if freed:
+        out.print(table)
     out.print(f"{'would free' if dry_run else 'freed'} {total / 1e6:,.1f} MB")
 
 
@@ -380,9 +462,22 @@ def info(as_json: AsJson = False) -> None:
     }
     if as_json:
         return _json(value)
-    for key, entry in value.items():
-        shown = ", ".join(f"{k} {v}" for k, v in entry.items()) if isinstance(entry, dict) else entry
-        out.print(f"{key:<12} {shown}", markup=False)
+    size = value["machine"]
+    kinds = [f"{name} ({kind})" for name, kind in value["tasks"].items()]
+    table = _table("", "")
+    table.show_header = False
+    for key, shown in {
+        "trunkline": f"{__version__}, torch {size['torch']}",
+        "machine": f"{size['cpu']}, {_count(size['cores'], 'core')}",
+        "project": project.root.resolve(),
+        "encoder": f"{source.name}: {source.family}, {source.depth} layers, width {source.width}",
+        "": f"fingerprint {source.fingerprint[:16]}",
+        "tasks": ", ".join(kinds),
+        "live": f"{live.id} of {_when(live.created)} UTC" if live else "no release yet",
+        "store": f"{value['store_bytes'] / 1e6:,.1f} MB",
+    }.items():
+        table.add_row(*_cells(key, shown))
+    out.print(table)
 
 
 if __name__ == "__main__":

@@ -422,7 +422,11 @@ _reported(
     '"bad", "good"',
 )
 _reported(
-    "test holds the rows of train", good_rows(), "data/rows.jsonl", "too few rows", "40 rows that also stand in test"
+    "test holds the rows of train",
+    good_rows(),
+    "data/rows.jsonl",
+    "too few rows",
+    "40 rows dropped, found in test as well",
 )
 _reported("one row to report on", [{"text": "news", "label": "good"}], "too few rows", "1 in test")
 

@@ -89,8 +89,18 @@ def test_dropped_rows_are_noted_with_their_number(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train.jsonl", good_rows())
     write_jsonl(tmp_path / "test.jsonl", [{**row, "text": row["text"].upper() + " "} for row in good_rows(3)])
     data = read_task(tmp_path, "tone", task(test="test.jsonl"))
-    assert "train: 3 rows that also stand in test dropped" in data.notes
+    assert "train: 3 rows dropped, found in test as well" in data.notes
     assert len(data.train) + len(data.valid) == 37
+
+
+def test_pairs_are_the_same_input_only_where_both_texts_are(tmp_path: Path) -> None:
+    rows = [{"text": "the same text", "text_pair": f"pair {i}", "label": "xy"[i % 2]} for i in range(40)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    others = [{**rows[0], "text_pair": " PAIR  0"}, {**rows[0], "text": "the other text"}]
+    write_jsonl(tmp_path / "test.jsonl", others)
+    data = read_task(tmp_path, "tone", task(test="test.jsonl"))
+    assert len(data.train) + len(data.valid) == 39
+    assert "train: 1 row dropped, found in test as well" in data.notes
 
 
 def test_train_gives_way_to_a_valid_that_is_given(tmp_path: Path) -> None:
@@ -99,7 +109,7 @@ def test_train_gives_way_to_a_valid_that_is_given(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "dev.jsonl", [{"text": "unlike", "label": "good"}, {"text": "others", "label": "bad"}])
     data = read_task(tmp_path, "tone", task(valid="valid.jsonl", dev="dev.jsonl"))
     assert (len(data.valid), len(data.train), data.main_split) == (4, 36, "dev")
-    assert "train: 4 rows that also stand in valid dropped" in data.notes
+    assert "train: 4 rows dropped, found in valid as well" in data.notes
 
 
 def test_test_is_the_main_split_where_dev_is_given_too(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from trunkline.atomic import write_json
 from trunkline.bundle.release import Release, Releases
+from trunkline.errors import BundleError
 from trunkline.model.source import Source
 from trunkline.pipeline.execute import BRANCH
 from trunkline.pipeline.select import READS, Budget, Candidate, Choice, TrunkCost, choose, paper_rule
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 COST_VERSION = 1
 EVALUATE_VERSION = 1
-PROBES_PER_TASK = 4
+PROBES_PER_TASK = 3
 _SEED = re.compile(r"/s\d+$")
 
 
@@ -117,7 +118,7 @@ class Assembly:
             return None
 
     def _selection_file(self, bundle: str) -> Path:
-        return self.store.folder / "selections" / f"{Path(bundle).name}.json"
+        return self.store.selections / f"{Path(bundle).name}.json"
 
     def up_to_date(self) -> bool:
         """Whether the live release is what the files ask for."""
@@ -339,6 +340,7 @@ class Assembly:
         return found
 
     def _score(self, bundle: Any, task: str, selection: Selection) -> dict[str, dict[str, float]]:
+        from trunkline.engine.base import ItemError
         from trunkline.project.metrics import evaluate
 
         data = self.data(selection.prepared[task])
@@ -346,6 +348,9 @@ class Assembly:
         scores = {}
         for split, rows in data.reported.items():
             logits = bundle.logits(inputs_of(rows), [task], batch_size=64)[task]
+            faults = [item.message for item in logits if isinstance(item, ItemError)]
+            if faults:
+                raise BundleError(f"task '{task}' cannot be evaluated on {split}: {faults[0]} ({len(faults)} rows)")
             values = logits if spec.kind == "tagging" else np.stack(logits)
             scores[split] = evaluate(spec.kind, spec.labels, spec.positive, rows, values)
         return scores

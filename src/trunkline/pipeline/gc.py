@@ -5,11 +5,11 @@ Knows which stages, states, bundles and selections are referenced; removes the r
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from trunkline.atomic import remove_folder
 from trunkline.bundle.release import Releases
 from trunkline.pipeline.assemble import Assembly
 from trunkline.pipeline.stages import Graph
@@ -38,7 +38,7 @@ def collect(graph: Graph, store: Store, assembly: Assembly, *, keep: int, dry: b
     found = list(_unneeded(graph, store, assembly, {releases.folder(r) for r in kept}, kept))
     if not dry:
         for item in found:
-            shutil.rmtree(item.path) if item.path.is_dir() else item.path.unlink()
+            remove_folder(item.path) if item.path.is_dir() else item.path.unlink()
     return found
 
 
@@ -53,7 +53,7 @@ def _unneeded(graph: Graph, store: Store, assembly: Assembly, bundles: set[Path]
         if folder.name not in wanted and _kind(store, folder.name) in task_kinds:
             yield _freed(folder, "stage")
     for folder in _entries(store.work):
-        if folder.name not in wanted:
+        if folder.name not in wanted or folder.name in store:
             yield _freed(folder, "checkpoint")
     for folder in _entries(store.states):
         yield _freed(folder, "trunk states")
@@ -61,7 +61,7 @@ def _unneeded(graph: Graph, store: Store, assembly: Assembly, bundles: set[Path]
     for folder in _entries(store.bundles):
         if folder.is_dir() and folder not in bundles:
             yield _freed(folder, "bundle")
-    for file in _entries(store.folder / "selections"):
+    for file in _entries(store.selections):
         if file.stem not in names:
             yield _freed(file, "selection")
 

@@ -6,7 +6,7 @@ Knows stages and keys. Runs nothing, imports no torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,13 +42,16 @@ def steps(graph: Graph, store: Store) -> list[Step]:
     return found
 
 
-def record(graph: Graph, store: Store) -> None:
-    """Remember what the stages were made of, so that the next plan can say what changed."""
+def record(graph: Graph, store: Store, tasks: Sequence[str]) -> None:
+    """Remember what the stages of these tasks were made of, so that the next plan can say what changed."""
+    others = set(graph.tasks) - set(tasks)
     write_json(
         store.folder / FILE,
-        {
+        {id: old for id, old in _recorded(store).items() if old["task"] in others}
+        | {
             id: {"task": stage.task, "kind": stage.kind.value, "key": graph.keys[id], "fields": stage.fields}
             for id, stage in graph.stages.items()
+            if stage.task in tasks
         },
     )
 

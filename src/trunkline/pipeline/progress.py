@@ -75,7 +75,11 @@ class Terminal:
         self._bar.update(self._row, completed=position.step, total=position.steps, detail=detail)
 
     def done(self, name: str, summary: str, seconds: float) -> None:
-        self.say(f"{self._count}  {name:<44} {summary:<28} {_clock(seconds):>6}")
+        line = f"{self._count}  {_clock(seconds):>6}  {name}"
+        if len(line) + 2 + len(summary) > self.console.width:
+            self.say(f"{line}\n{'':<{len(self._count) + 10}}{summary}")
+        else:
+            self.say(f"{line:<{min(64, self.console.width - len(summary) - 2)}}  {summary}")
 
 
 def _clock(seconds: float) -> str:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trunkline.atomic import write_json, write_text
+from trunkline.atomic import clear_leftovers, write_json, write_text
 from trunkline.bundle.release import Release, Releases
 from trunkline.errors import Problem, ProjectError, StoreError, UsageError, unknown
 from trunkline.model.source import Source, resolve
@@ -22,7 +22,7 @@ from trunkline.pipeline.progress import Show, Silent
 from trunkline.pipeline.stages import Graph, StageKind, TaskFiles, graph
 from trunkline.pipeline.store import Entry, Store
 from trunkline.project.config import ProjectFiles, TaskSettings, load_files
-from trunkline.project.data import read_task
+from trunkline.project.data import read_project
 
 if TYPE_CHECKING:
     from trunkline.bundle import Bundle
@@ -90,29 +90,8 @@ class Project:
         return sorted(self.files.tasks)
 
     def check(self) -> dict[str, dict[str, Any]]:
-        """Read and check all data of all tasks: task -> rows per split, labels, notes. Raises ProjectError with all
-        problems.
-        """
-        found: dict[str, dict[str, Any]] = {}
-        problems: list[Problem] = []
-        for name, settings in self.files.tasks.items():
-            try:
-                data = read_task(self.root, name, settings)
-            except ProjectError as error:
-                problems += error.problems
-                continue
-            rows = {"train": len(data.train), "valid": len(data.valid)}
-            rows |= {split: len(table) for split, table in data.reported.items()}
-            found[name] = {
-                "kind": settings.kind.value,
-                "rows": rows,
-                "labels": list(data.labels),
-                "notes": list(data.notes),
-            }
-        if problems:
-            raise ProjectError(problems)
-        _ = self.graph
-        return found
+        """Read and check all files and all data: task -> kind, rows per split, labels, notes. Raises ProjectError."""
+        return check(self.root)
 
     def plan(self, tasks: Sequence[str] | None = None) -> Plan:
         """What `run` would do. Reads no data rows and imports no torch."""
@@ -140,7 +119,7 @@ class Project:
                 started = time.monotonic()
                 entry = workshop.run(step.stage, show.advance)
                 show.done(step.stage.id, self._summary(entry, step), time.monotonic() - started)
-            planning.record(self.graph, self.store)
+            planning.record(self.graph, self.store, names)
             release, report = self._assemble(show, reselect=reselect)
             return RunResult(release, len(steps), report)
 
@@ -149,7 +128,7 @@ class Project:
 
         assembly = self._assembly(show)
         live = self.releases.live()
-        if live is not None and assembly.up_to_date() and not reselect and self.report_file.exists():
+        if live is not None and assembly.up_to_date() and not reselect and self._reported(live):
             return live, self.report()
         done = assembly.finished()
         if not done:
@@ -162,10 +141,18 @@ class Project:
         self.write_page(report)
         return release, report
 
+    def _reported(self, release: Release) -> bool:
+        """Whether the last report is about this release: not after a rollback, nor where a kill came before it."""
+        try:
+            return bool(self.report()["release"]["id"] == release.id)
+        except (StoreError, KeyError, TypeError):
+            return False
+
     def write_page(self, report: dict[str, Any]) -> Path:
         """Write the report's page to report.html in the project's folder."""
         from trunkline.report import render
 
+        clear_leftovers(self.root, PAGE)
         write_text(self.root / PAGE, render(report))
         return self.root / PAGE
 
@@ -237,7 +224,26 @@ class Project:
             rows = entry.result["rows"]
             return ", ".join(f"{count:,} {name}" for name, count in rows.items())
         metric = self.files.tasks[step.stage.task].primary_metric
-        return f"{metric} {entry.result['metrics']['valid'][metric]:.3f} (valid)"
+        return f"{metric} {entry.result['metrics']['valid'][metric]:.3f}"
+
+
+def check(root: Path) -> dict[str, dict[str, Any]]:
+    """Read and check a project's files and all their data: task -> kind, rows per split, labels, notes.
+
+    Raises ProjectError with all problems of all of them; `Project.load` reads no data, and knows of its files' alone.
+    """
+    files, data = read_project(root)
+    _ = Project(files).graph  # the grid fits the encoder
+    return {
+        name: {
+            "kind": files.tasks[name].kind.value,
+            "rows": {"train": len(found.train), "valid": len(found.valid)}
+            | {split: len(rows) for split, rows in found.reported.items()},
+            "labels": list(found.labels),
+            "notes": list(found.notes),
+        }
+        for name, found in data.items()
+    }
 
 
 def _note(live: Release | None, chosen: Any, pinned: dict[str, str]) -> str:

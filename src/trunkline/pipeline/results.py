@@ -100,6 +100,7 @@ def _candidate(assembly: Assembly, options: Options, stage: Stage, picked: str) 
     entry = assembly.store.get(assembly.graph.keys[stage.id])
     branch = entry.result["branch"]
     metric = assembly.metric(stage.task)
+    split = assembly.store.get(assembly.graph.keys[f"{stage.task}/prepare"]).result["reported"]
     return {
         "id": stage.id,
         "stage": stage.kind.value,
@@ -110,6 +111,7 @@ def _candidate(assembly: Assembly, options: Options, stage: Stage, picked: str) 
         "teacher": "+".join(stage.fields.get("teachers", [])) or None,
         "seed": stage.fields["seed"],
         "valid": entry.result["metrics"]["valid"][metric],
+        "reported": entry.result["metrics"][split][metric],
         "ms": next(c.ms for c in options.candidates if stage.id.startswith(f"{c.id}/s")),
         "chosen": entry.key == options.best[picked].key,
     }

@@ -73,7 +73,8 @@ def choose(
     candidate.
 
     `depth` limits all forks. Where no set keeps the budget: the set of best quality (or, under `max_ms`, of least
-    cost), with `met` False. Ties in quality go to the cheaper set.
+    cost), with `met` False. Ties in quality go to the cheaper set, ties in cost to the better
+    one; both are told apart to 1e-6.
     """
     usable = [c for c in candidates if (depth is None or c.fork <= depth) and budget.pinned.get(c.task, c.id) == c.id]
     tasks = sorted({c.task for c in candidates})
@@ -119,9 +120,12 @@ class _Program:
             self._highs.append(1)
 
     def cheapest(self, min_sum: float | None, *, met: bool = True) -> Choice | None:
-        # Between sets of equal cost the better: a weight far below any measured difference.
-        objective = self.cost - 1e-7 * self.quality
-        return self._solve(objective, [] if min_sum is None else [(self.quality, min_sum - 1e-9, np.inf)], met=met)
+        limits = [] if min_sum is None else [(self.quality, min_sum - 1e-9, np.inf)]
+        low = self._solve(self.cost, limits, met=met)
+        if low is None:
+            return None
+        # Branches of one shape cost the same, so ties are common.
+        return self._solve(-self.quality, [*limits, (self.cost, -np.inf, low.ms + 1e-9)], met=met) or low
 
     def best(self, max_ms: float | None, *, met: bool) -> Choice | None:
         limits = [] if max_ms is None else [(self.cost, -np.inf, max_ms)]

@@ -163,7 +163,7 @@ def _task_stages(
             "seed": seed,
         }
         searched = readings(settings, data.pairs)
-        baseline = searched[0]
+        baseline = "joint" if data.pairs else "single"
         full = Stage(
             f"{name}/full/{baseline}/s{seed}",
             StageKind.FULL,

@@ -9,6 +9,7 @@ Knows keys, folders and bytes. Does not know what a stage does.
       states/                     trunk states (a cache, see training/states.py)
       trunks/<fingerprint>/       trunks that bundles link to
       bundles/<id>/  releases.json
+      selections/<id>.json        what was selected for a bundle
       hashes.json                 content hashes by path, size and time
       plan.json                   what the last run was made of, for "why"
 """
@@ -24,7 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trunkline.atomic import canonical_json, clear_leftovers, exclusive, publish_folder, scratch_folder, write_json
+from trunkline.atomic import (
+    STAGING,
+    canonical_json,
+    clear_leftovers,
+    exclusive,
+    publish_folder,
+    scratch_folder,
+    write_json,
+)
 from trunkline.errors import StoreError
 
 FOLDER = ".trunkline"
@@ -55,6 +64,7 @@ class Store:
         self.states = self.folder / "states"
         self.trunks = self.folder / "trunks"
         self.bundles = self.folder / "bundles"
+        self.selections = self.folder / "selections"
         self.hashes = self.folder / "hashes.json"
 
     @contextmanager
@@ -64,7 +74,7 @@ class Store:
             ignore = self.folder / ".gitignore"
             if not ignore.exists():
                 ignore.write_text("*\n")
-            for folder in (self.folder, self.stages, self.states, self.bundles, self.trunks):
+            for folder in (self.folder, self.stages, self.states, self.bundles, self.trunks, self.selections):
                 clear_leftovers(folder)
             yield
 
@@ -77,7 +87,7 @@ class Store:
         try:
             stage = json.loads((folder / "stage.json").read_text())
             return Entry(key, folder, stage["fields"], stage["result"])
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"stage {key} in {self.stages} is damaged ({error}); delete that folder and run again"
             ) from error
@@ -103,7 +113,7 @@ class Store:
     def resumable(self, key: str) -> bool:
         """Whether an unfinished stage left a checkpoint to go on from."""
         work = self.work / key
-        return work.is_dir() and any(work.iterdir())
+        return work.is_dir() and any(not path.name.startswith(STAGING) for path in work.iterdir())
 
     def size(self) -> int:
         """Bytes on disk, files with several names counted once."""

@@ -207,7 +207,7 @@ class _Reading:
         train = self._drop("train", train, keys, {keys[row] for row in valid}, "valid")
 
         # What a cut may not separate: the same input, and the same query or group.
-        together = [list(range(len(fit)))] if fit.groups is None else [keys, [fold(group) for group in fit.groups]]
+        together = [keys] if fit.groups is None else [keys, [fold(group) for group in fit.groups]]
         stratified = self.kind in {Kind.CLASSIFICATION, Kind.RELEVANCE}
         ties = Ties(together, label_lists(self.kind, fit), stratified)
         rng = np.random.default_rng(self.data.seed)
@@ -242,7 +242,7 @@ class _Reading:
     def _drop(self, split: str, rows: Indices, keys: Sequence[str], judged: set[str], other: str) -> Indices:
         kept, dropped = overlapping(rows.tolist(), keys, judged)
         if dropped:
-            self.notes.append(f"{split}: {_rows(dropped)} that also stand in {other} dropped")
+            self.notes.append(f"{split}: {_rows(dropped)} dropped, found in {other} as well")
         return kept
 
     def _enough_rows(self, train: Indices, valid: Indices, reported: dict[str, Rows]) -> None:

@@ -124,7 +124,7 @@ def peek_columns(root: Path, source: str, separator: str) -> tuple[str, ...]:
             if suffix == ".jsonl":
                 row = json.loads(next((line for line in lines if line.strip()), "{}"))
                 return tuple(row) if isinstance(row, dict) else ()
-            return tuple(next(_cells(lines, separator if suffix == ".csv" else "\t"), ()))
+            return tuple(next(cells_of(lines, separator if suffix == ".csv" else "\t"), ()))
     except (OSError, ValueError, RecursionError, csv.Error):
         return ()
 
@@ -174,7 +174,7 @@ def _csv(text: str, file: str, stem: str, separator: str) -> Table | list[Proble
     faults = Faults(file)
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
-    reader = _cells(io.StringIO(text, newline=""), separator)
+    reader = cells_of(io.StringIO(text, newline=""), separator)
     header: list[str] = []
     start = 1
     try:
@@ -207,7 +207,8 @@ def _csv(text: str, file: str, stem: str, separator: str) -> Table | list[Proble
     return Table(file, stem, tuple(header), rows, lines, plain=True) if rows else _no_rows(file)
 
 
-def _cells(lines: Any, separator: str) -> Any:
+def cells_of(lines: Any, separator: str) -> Any:
+    """A csv reader over lines of text; after a `csv.Error` it goes on with the next line."""
     # Quotes mean nothing in tsv (a cell cannot hold a tab), so that a lone " does not swallow the rows after it.
     if separator == "\t":
         return csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)

@@ -30,8 +30,8 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     if content.depths or content.paper:
         console.print(_selection(content))
     for task in content.tasks:
-        for note in task.notes:
-            console.print(Text.assemble((f"{task.name}: ", "bold"), note))
+        if task.notes:
+            console.print(Text.assemble((f"{task.name}: ", "bold"), "; ".join(task.notes)))
     origin = [wording.request(content), wording.machine(content)]
     if content.seeds:
         origin.append(f"seeds {', '.join(str(seed) for seed in content.seeds)}")
@@ -41,7 +41,7 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
 
 
 def _table(title: str) -> Table:
-    return Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
 
 
 def _tasks(content: Content) -> Table:

@@ -206,7 +206,7 @@ class _Run:
     def load(cls, path: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> _Run | None:
         if not path.exists():
             return None
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         module.load_state_dict(state.pop("module"))
         optimiser.load_state_dict(state.pop("optimiser"))
         return cls(**state)

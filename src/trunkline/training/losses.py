@@ -19,6 +19,7 @@ IGNORE = -100
 
 def gold_loss(kind: Kind, logits: Tensor, targets: Tensor, *, std: float = 1.0) -> Tensor:
     """Mean loss against gold: cross entropy, per-label binary cross entropy, or squared error in units of `std`."""
+    logits = logits.float()
     match kind:
         case Kind.MULTILABEL:
             return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))

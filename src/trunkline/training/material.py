@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trunkline.errors import Problem, ProjectError
 from trunkline.model.branch import BranchSpec, Reading, first_subwords, word_logits
 from trunkline.model.encoders import Encoder
 from trunkline.model.heads import Pooling
@@ -156,8 +157,21 @@ class TaskMaterial:
         )
 
     def metrics(self, rows: Rows, logits: Logits) -> dict[str, float]:
-        """All metrics of the task's kind."""
-        return evaluate(self.kind, self.data.labels, self.data.positive, rows, logits)
+        """All metrics of the task's kind. Raises ProjectError where these rows do not carry the one asked for."""
+        found = evaluate(self.kind, self.data.labels, self.data.positive, rows, logits)
+        if self.metric not in found:
+            raise ProjectError(
+                [
+                    Problem(
+                        f"tasks/{self.name}.toml",
+                        "metric",
+                        f"cannot be computed on a split of {len(rows)} rows (no query there has both labels)",
+                        found=self.metric,
+                        allowed=", ".join(sorted(found)),
+                    )
+                ]
+            )
+        return found
 
 
 def _tokenise(slot: str, rows: Rows, encoder: Encoder, max_tokens: int) -> list[TokenRow]:

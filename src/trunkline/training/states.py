@@ -15,19 +15,20 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trunkline.atomic import publish_folder, scratch_folder
+from trunkline.atomic import publish_folder, remove_folder, scratch_folder
 from trunkline.model.tokens import TokenRow, collate
 from trunkline.model.trunk import Trunk
 from trunkline.training.loop import BatchRows, by_length
 
 TOKENS_PER_PASS = 8192
 _FORMAT = 1
+_HEADERS = 512  # bytes of a state folder's two files besides their numbers, and some
 
 
 class States(Protocol):
@@ -121,18 +122,12 @@ class StateCache:
         """States at each fork; all that are missing are computed in one pass of the trunk and published atomically."""
         digest = texts.digest()
         folders = {fork: self.folder / self._name(trunk, digest, fork, precision) for fork in sorted(set(forks))}
-        missing = [fork for fork, folder in folders.items() if not folder.exists()]
-        size = texts.tokens * trunk.width * 2
-        live = set(missing[max(0, int(self.max_bytes // max(size, 1))) :])
+        live, size = self._fill(trunk, texts, folders, precision)
         if live:
             say(
-                f"trunk states at fork {', '.join(map(str, sorted(live)))} need {size / 1e9:.1f} GB each and are "
+                f"trunk states at fork {', '.join(map(str, live))} need {size / 1e9:.1f} GB each and are "
                 f"computed for every batch instead (store.max_states_gb = {self.max_bytes / 1e9:g})"
             )
-        wanted = [fork for fork in missing if fork not in live]
-        if wanted:
-            self._make_room(size * len(wanted), keep=set(folders.values()))
-            self._compute(trunk, texts, {fork: folders[fork] for fork in wanted}, precision)
         found: dict[int, States] = {}
         for fork, folder in folders.items():
             if fork in live:
@@ -147,29 +142,47 @@ class StateCache:
         key = json.dumps([_FORMAT, trunk.fingerprint, digest, fork, str(precision)])
         return hashlib.sha256(key.encode()).hexdigest()[:32]
 
+    def _fill(
+        self, trunk: Trunk, texts: SlotTexts, folders: dict[int, Path], precision: torch.dtype
+    ) -> tuple[list[int], int]:
+        """Compute what is missing, as far as there is room: (forks that are not cached, bytes of each)."""
+        missing = [fork for fork, folder in folders.items() if not folder.exists()]
+        kept = sum(_size(folder) for fork, folder in folders.items() if fork not in missing)
+        for dtype in (np.dtype(np.float16), np.dtype(np.float32)):
+            size = texts.tokens * trunk.width * dtype.itemsize + 8 * len(texts.rows) + _HEADERS
+            room = max(0, (self.max_bytes - kept) // size)
+            wanted = {fork: folders[fork] for fork in missing[:room]}
+            if wanted:
+                self._make_room(size * len(wanted), keep=set(folders.values()))
+            if not wanted or self._compute(trunk, texts, wanted, precision, dtype):
+                break
+        return missing[room:], size
+
     def _make_room(self, size: int, keep: set[Path]) -> None:
         if not self.folder.exists():
             return
         entries = sorted(
             (p for p in self.folder.iterdir() if p.is_dir() and p not in keep), key=lambda p: p.stat().st_mtime
         )
-        sizes = {p: sum(f.stat().st_size for f in p.iterdir()) for p in entries}
-        kept = sum(f.stat().st_size for p in keep if p.exists() for f in p.iterdir())
-        used = sum(sizes.values()) + kept
+        sizes = {p: _size(p) for p in entries}
+        used = sum(sizes.values()) + sum(_size(p) for p in keep if p.exists())
         for entry in entries:
             if used + size <= self.max_bytes:
                 return
-            shutil.rmtree(entry)
+            remove_folder(entry)
             used -= sizes[entry]
 
-    def _compute(self, trunk: Trunk, texts: SlotTexts, folders: dict[int, Path], precision: torch.dtype) -> None:
+    def _compute(
+        self, trunk: Trunk, texts: SlotTexts, folders: dict[int, Path], precision: torch.dtype, dtype: np.dtype[Any]
+    ) -> bool:
+        """Write the states of these forks in `dtype`; False, and nothing written, where some overflow it."""
         device = next(trunk.parameters()).device
         lengths = np.asarray([len(row.ids) for row in texts.rows])
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         scratch = {fork: scratch_folder(folder) for fork, folder in folders.items()}
         flat = {
             fork: np.lib.format.open_memmap(
-                path / "states.npy", mode="w+", dtype=np.float16, shape=(int(offsets[-1]), trunk.width)
+                path / "states.npy", mode="w+", dtype=dtype, shape=(int(offsets[-1]), trunk.width)
             )
             for fork, path in scratch.items()
         }
@@ -178,12 +191,19 @@ class StateCache:
             with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
                 states = trunk.states(batch.to(device), folders)
             for fork, values in states.items():
-                half = values.to(torch.float16).cpu().numpy()
-                if not np.isfinite(half).all():
-                    raise OverflowError("trunk states do not fit float16")
+                kept = values.to(torch.float16 if dtype == np.float16 else torch.float32).cpu().numpy()
                 for row, text in enumerate(rows):
-                    flat[fork][offsets[text] : offsets[text + 1]] = half[row, : lengths[text]]
+                    flat[fork][offsets[text] : offsets[text + 1]] = kept[row, : lengths[text]]
+                if dtype == np.float16 and not np.isfinite(kept).all():
+                    for path in scratch.values():
+                        shutil.rmtree(path)
+                    return False
         for fork, folder in folders.items():
             flat[fork].flush()
             np.save(scratch[fork] / "offsets.npy", offsets)
             publish_folder(scratch[fork], folder)
+        return True
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())

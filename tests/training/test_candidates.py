@@ -1,0 +1,195 @@
+"""Candidates of every kind and reading: full fine-tuning, tuned layers, students."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from projects import SORTS
+
+from trunkline.model.branch import Branch, Reading
+from trunkline.model.trunk import Trunk
+from trunkline.project.tasks import DEFAULT_METRIC
+from trunkline.training.candidates import Trained, schedule_of, train_full, train_logits, train_student, train_tuned
+from trunkline.training.loop import Progress, Schedule
+from trunkline.training.material import Logits, TaskMaterial
+
+READINGS = [(task, "single") for task in SORTS if task != "same"] + [("same", "joint"), ("same", "separate")]
+
+
+def quick(rate: float = 1e-3, **changes: Any) -> Schedule:
+    options = {"epochs": 0.1, "batch_size": 8, "min_steps": 4, "patience": 9, "warmup": 0.1, "weight_decay": 0.01}
+    return Schedule(**{**options, "learning_rate": rate, "seed": 1, **changes})
+
+
+def quiet(_: Progress) -> None: ...
+
+
+def student_of(
+    material: TaskMaterial,
+    teacher: Branch,
+    soft: Sequence[Logits],
+    path: Path,
+    *,
+    init: str = "teacher",
+    **changes: Any,
+) -> Trained:
+    schedule = quick(**changes)
+    return train_student(material, teacher, soft, 1, init, schedule, path, quiet, temperature=2.0, gold_weight=1.0)
+
+
+@pytest.mark.parametrize(("task", "reading"), READINGS)
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_every_kind_and_reading_trains(
+    make: Any, tmp_path: Path, task: str, reading: str, precision: torch.dtype
+) -> None:
+    material = make(task)
+    schedule = quick(precision=precision)
+    full = train_full(material, Reading(reading), schedule, tmp_path / "full.pt", quiet)
+    tuned = train_tuned(material, Reading(reading), 2, schedule, tmp_path / "tune.pt", quiet)
+    soft = [train_logits(material, tuned.branch, None), train_logits(material, full.branch, full.encoder)]
+    student = student_of(material, tuned.branch, soft, tmp_path / "distill.pt", precision=precision)
+    shapes = [(t.branch.spec.fork, t.branch.spec.layers, t.encoder is None) for t in (full, tuned, student)]
+    assert shapes == [(3, 0, False), (1, 2, True), (1, 1, True)]
+    for trained in (full, tuned, student):
+        assert set(trained.metrics) == {"valid", "test"}
+        assert np.isfinite(trained.metrics["valid"][DEFAULT_METRIC[material.kind]])
+        assert all(torch.isfinite(p).all() for p in trained.branch.parameters())
+        assert all(entry["loss"] > 0 for entry in trained.outcome.history)
+        assert not trained.branch.training
+
+
+@pytest.mark.parametrize("task", ["intent", "slots", "urgency"])
+def test_training_learns_what_the_data_says(make: Any, tmp_path: Path, task: str) -> None:
+    """Otherwise targets and rows, or words and subwords, are out of step."""
+    material = make(task, rows=160)
+    schedule = quick(3e-3, epochs=10, min_steps=60, patience=20)
+    tuned = train_tuned(material, Reading.SINGLE, 2, schedule, tmp_path / "tune.pt", quiet)
+    metric = DEFAULT_METRIC[material.kind]
+    assert tuned.metrics["test"][metric] > {"intent": 0.7, "slots": 0.5, "urgency": 0.6}[task]
+
+
+@pytest.mark.parametrize("reading", ["joint", "separate"])
+def test_a_student_starts_from_the_bottom_layers_of_its_teacher(make: Any, tmp_path: Path, reading: str) -> None:
+    material = make("same")
+    teacher = train_tuned(material, Reading(reading), 2, quick(), tmp_path / "t.pt", quiet).branch
+    trunk_top = material.trunk.encoder.layers[1].state_dict()
+    soft = [train_logits(material, teacher, None)]
+    student = student_of(material, teacher, soft, tmp_path / "s.pt", rate=0.0).branch
+    taught, learnt = teacher.state_dict(), student.state_dict()
+    assert {name.split(".")[1] for name in learnt if name.startswith("layers.")} == {"0"}
+    assert all(torch.equal(tensor, taught[name]) for name, tensor in learnt.items())
+    assert any(not torch.equal(tensor, learnt[f"layers.0.{name}"]) for name, tensor in trunk_top.items())
+
+
+def test_a_student_can_start_from_the_trunk_or_from_nothing(make: Any, tmp_path: Path, trunk: Trunk) -> None:
+    material = make("intent")
+    teacher = train_tuned(material, Reading.SINGLE, 2, quick(), tmp_path / "t.pt", quiet).branch
+    soft = [train_logits(material, teacher, None)]
+    starts = {
+        init: student_of(material, teacher, soft, tmp_path / f"{init}.pt", init=init, rate=0.0).branch.layers[0]
+        for init in ("trunk", "random")
+    }
+    own = trunk.encoder.layers[1].state_dict()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in starts["trunk"].state_dict().items())
+    matrices = [name for name, tensor in own.items() if tensor.ndim > 1]
+    assert not any(torch.equal(starts["random"].state_dict()[name], own[name]) for name in matrices)
+
+
+def test_teacher_and_trunk_are_in_eval_mode_while_distilling(make: Any, tmp_path: Path, trunk: Trunk) -> None:
+    material = make("intent")
+    full = train_full(material, Reading.SINGLE, quick(), tmp_path / "f.pt", quiet)
+    tuned = train_tuned(material, Reading.SINGLE, 2, quick(), tmp_path / "t.pt", quiet)
+    assert full.encoder is not None
+    for branch, encoder in ((tuned.branch, None), (full.branch, full.encoder)):
+        branch.train()
+        full.encoder.train()
+        twice = [train_logits(material, branch, encoder) for _ in range(2)]
+        assert np.array_equal(*twice)
+    seen: list[bool] = []
+    hooks = [module.register_forward_pre_hook(lambda m, _: seen.append(m.training)) for module in trunk.modules()]
+    try:
+        live = make_live(material)
+        student_of(live, tuned.branch, [train_logits(material, tuned.branch, None)], tmp_path / "s.pt")
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert seen
+    assert not any(seen)
+
+
+def make_live(material: TaskMaterial) -> TaskMaterial:
+    """The same material with no room for cached states, so that the trunk runs for every batch."""
+    material.cache.max_bytes = 0
+    for folder in material.cache.folder.iterdir():
+        folder.rename(folder.with_name(f"old-{folder.name}"))
+    return material
+
+
+def test_the_trunk_is_never_trained(make: Any, tmp_path: Path, trunk: Trunk) -> None:
+    before = {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
+    material = make("tone")
+    full = train_full(material, Reading.SINGLE, quick(), tmp_path / "f.pt", quiet)
+    train_tuned(material, Reading.SINGLE, 2, quick(), tmp_path / "t.pt", quiet)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trunk.state_dict().items())
+    assert full.encoder is not None
+    assert any(not torch.equal(tensor, before[f"encoder.{n}"]) for n, tensor in full.encoder.state_dict().items())
+
+
+def test_a_teacher_s_logits_come_in_the_order_of_the_train_rows(make: Any, tmp_path: Path) -> None:
+    material = make("intent")
+    teacher = train_tuned(material, Reading.SINGLE, 1, quick(), tmp_path / "t.pt", quiet).branch
+    logits = train_logits(material, teacher, None)
+    states = material.states("fit", Reading.SINGLE, 2)[0]
+    for place, row in enumerate(material.data.train[:5]):
+        values, mask = states.batch([int(row)])
+        with torch.no_grad():
+            alone = teacher(material.trunk.encoder, [values], [mask])[0].numpy()
+        assert np.allclose(logits[place], alone, atol=1e-5)
+
+
+def test_a_student_follows_its_teacher_and_not_only_gold(make: Any, tmp_path: Path) -> None:
+    material = make("intent", rows=80)
+    teacher = train_tuned(material, Reading.SINGLE, 2, quick(), tmp_path / "t.pt", quiet).branch
+    odd = np.zeros((len(material.data.train), 3), dtype=np.float32)
+    odd[:, 2] = 8.0  # a teacher that always says the third label
+    student = train_student(
+        material, teacher, [odd], 1, "teacher", quick(3e-3, epochs=5), tmp_path / "s.pt", quiet,
+        temperature=2.0, gold_weight=0.0,
+    )  # fmt: skip
+    assert (np.asarray(train_logits(material, student.branch, None)).argmax(-1) == 2).all()
+
+
+def test_several_teachers_are_averaged_after_softening(make: Any, tmp_path: Path) -> None:
+    material = make("intent", rows=80)
+    teacher = train_tuned(material, Reading.SINGLE, 2, quick(), tmp_path / "t.pt", quiet).branch
+    a = np.tile(np.asarray([9.0, 0.0, 0.0], dtype=np.float32), (len(material.data.train), 1))
+    both = [a, a[:, ::-1].copy()]
+    # Half and half between the first and the third label: the least loss is T^2 log 2 there.
+    found = train_student(
+        material, teacher, both, 1, "teacher", quick(3e-3, epochs=15), tmp_path / "s.pt", quiet,
+        temperature=1.0, gold_weight=0.0,
+    )  # fmt: skip
+    shares = torch.softmax(torch.as_tensor(np.asarray(train_logits(material, found.branch, None))), -1).mean(0)
+    assert shares.tolist() == pytest.approx([0.5, 0.0, 0.5], abs=0.1)
+
+
+def test_a_schedule_is_what_the_task_file_says(make: Any) -> None:
+    settings = make("intent", tune={"epochs": 2.5, "patience": 7, "weight_decay": 0.2}).settings
+    schedule = schedule_of(settings.tune, seed=5, precision=torch.float32, device="cpu")
+    assert (schedule.epochs, schedule.patience, schedule.weight_decay, schedule.seed) == (2.5, 7, 0.2, 5)
+
+
+def test_the_same_seed_gives_the_same_branch_and_another_one_does_not(make: Any, tmp_path: Path) -> None:
+    material = make("intent")
+    heads = [
+        train_tuned(material, Reading.SINGLE, 1, quick(seed=seed), tmp_path / f"{n}.pt", quiet).branch.head
+        for n, seed in enumerate([4, 4, 5])
+    ]
+    weights = [head.output.weight for head in heads]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
