@@ -25,6 +25,7 @@ from trunkline.pipeline.project import Project
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "merged.json"
+PAGE = HERE.parent / "docs" / "merged.md"
 TASKS = "cola,mrpc,rte,stsb,sst2"
 
 
@@ -36,6 +37,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[13, 14, 15])
     parser.add_argument("--rows", type=int, default=10_000, help="most training rows of a task")
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--grid", nargs=argparse.REMAINDER, default=[], help="passed on to examples/glue/prepare.py")
     options = parser.parse_args()
     reports = []
     for position, seed in enumerate(options.seeds):
@@ -44,8 +47,10 @@ def main() -> None:
             narrow(options.work, reports[0])
         with Terminal(Console(stderr=True)) as show:
             reports.append(Project.load(options.work).run(show=show, reselect=True).report)
-        write_json(options.out, result(reports, options))
-    print(options.out)
+        found = result(reports, options)
+        write_json(options.out, found)
+        options.page.write_text(page(found), encoding="utf-8")
+    print(options.out, options.page)
 
 
 def prepare(options: argparse.Namespace, seed: int) -> None:
@@ -53,7 +58,7 @@ def prepare(options: argparse.Namespace, seed: int) -> None:
     script = HERE.parent / "examples" / "glue" / "prepare.py"
     arguments = [str(options.data.resolve()), "--out", str(options.work), "--tasks", TASKS, "--snips", "--replace"]
     subprocess.run(
-        [sys.executable, str(script), *arguments, "--rows", str(options.rows), "--seed", str(seed)],
+        [sys.executable, str(script), *arguments, "--rows", str(options.rows), "--seed", str(seed), *options.grid],
         check=True,
         stdout=subprocess.DEVNULL,
     )
@@ -95,10 +100,13 @@ def result(reports: list[dict[str, Any]], options: argparse.Namespace) -> dict[s
                 for c in first["candidates"]
             ],
         }
+    grid = ["--grid", *options.grid] if options.grid else []
     full = [statistics.mean(task["full"][i] for task in tasks.values()) for i in range(len(reports))]
     merged = [statistics.mean(task["merged"][i] for task in tasks.values()) for i in range(len(reports))]
     return {
-        "command": "python benchmarks/merged.py DATA_FOLDER --work FOLDER --seeds " + " ".join(map(str, options.seeds)),
+        "command": " ".join(
+            ["python benchmarks/merged.py DATA_FOLDER --work FOLDER --seeds", *map(str, options.seeds), *grid]
+        ),
         "machine": machine(),
         "seeds": options.seeds[: len(reports)],
         "cost": reports[0]["cost"],
@@ -112,6 +120,59 @@ def result(reports: list[dict[str, Any]], options: argparse.Namespace) -> dict[s
             "relative_layers": statistics.median(report["merged"]["relative_layers"] for report in reports),
         },
     }
+
+
+def page(found: dict[str, Any]) -> str:
+    """The docs page of a result."""
+    summary, seeds = found["summary"], found["seeds"]
+    machine, cost = found["machine"], found["cost"]
+    lines = [
+        "# One merged model against separate full models",
+        "",
+        f"Written by `{found['command']}` from real public data; the figures are in `benchmarks/results/merged.json`.",
+        f"Machine: {machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}.",
+        f"Time: median, batch {cost['batch']} x {cost['tokens']} tokens a text, {cost['engine']}, {cost['dtype']}; both",
+        f"sides in one run, in turn. Seeds: {', '.join(map(str, seeds))}.",
+        "",
+        f"The merged model has **{summary['relative_quality']:.1%}** of the full models' average quality at",
+        f"**{summary['relative_time']:.1%}** of their time, with {summary['relative_layers']:.1%} of their layers.",
+        "",
+        "## Merged",
+        "",
+        "Mean over seeds, lowest to highest behind it; chosen on `valid` at the first seed, scored on the named split.",
+        "",
+        "| task | metric (split) | full fine-tuning | merged | relative | branch | reading |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, task in found["tasks"].items():
+        relative = statistics.mean(task["merged"]) / statistics.mean(task["full"])
+        lines.append(
+            f"| {name} | {task['metric']} ({task['split']}) | {_spread(task['full'])} | {_spread(task['merged'])} | "
+            f"{relative:.1%} | fork {task['fork']} + {task['layers']}, {task['stage']} | {task['pair'] or 'single'} |"
+        )
+    lines += [
+        "",
+        "## Every candidate",
+        "",
+        f"Seed {seeds[0]}. `valid` is what the choice saw; the last column was looked at by nobody before.",
+        "",
+        "| task | candidate | fork | own layers | reading | branch ms | valid | reported |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, task in found["tasks"].items():
+        lines.append(f"| {name} | full fine-tuning | | | | | | {task['full'][0]:.3f} |")
+        for c in task["candidates"]:
+            recipe = c["id"].split("/", 1)[1].rsplit("/", 1)[0]
+            lines.append(
+                f"| {name} | {recipe} | {c['fork']} | {c['layers']} | {c['reading']} | {c['ms']:.0f} | "
+                f"{c['valid']:.3f} | {c['reported']:.3f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: list[float]) -> str:
+    text = f"{statistics.mean(values):.3f}"
+    return text if len(values) == 1 else f"{text} ({min(values):.3f} to {max(values):.3f})"
 
 
 if __name__ == "__main__":

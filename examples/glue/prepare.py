@@ -64,7 +64,16 @@ min_relative_quality = 0.99
 """
 
 
-def task_file(task: Task, files: dict[str, str], rows: int) -> str:
+@dataclass(frozen=True)
+class Grid:
+    """What is searched for each task: tuned layers, a student's own layers, readings of a pair."""
+
+    tune: list[int]
+    distill: list[int]
+    pair: list[str]
+
+
+def task_file(task: Task, files: dict[str, str], rows: int, grid: Grid) -> str:
     """Text of tasks/NAME.toml; `files` holds the path of each split, `rows` the most that are trained on (0: all)."""
     lines = [
         "# Written by examples/glue/prepare.py.",
@@ -73,17 +82,17 @@ def task_file(task: Task, files: dict[str, str], rows: int) -> str:
         "max_tokens = 128",
     ]
     lines += [f'positive = "{task.positive}"'] if task.positive else []
-    lines += ['pair = ["joint", "separate"]'] if task.pair else []
+    lines += [f"pair = {json.dumps(grid.pair)}"] if task.pair else []
     lines += ["", "[data]", *(f"{split} = {json.dumps(path)}" for split, path in files.items())]
     lines += [f"max_train_rows = {rows}"] if rows else []
     lines += [
         "",
         "[tune]",
-        "layers = [2, 3]",
+        f"layers = {grid.tune}",
         "learning_rate = 2e-4",
         "",
         "[distill]",
-        "layers = [1, 2]",
+        f"layers = {grid.distill}",
         "learning_rate = 2e-4",
         "",
         "[full]",
@@ -109,13 +118,13 @@ def split_files(task: Task, data: Path, out: Path) -> tuple[dict[str, str], list
     return files, missing
 
 
-def prepare(data: Path, out: Path, tasks: list[Task], *, rows: int, encoder: str, seed: int) -> list[str]:
+def prepare(data: Path, out: Path, tasks: list[Task], *, rows: int, encoder: str, seed: int, grid: Grid) -> list[str]:
     """Write the project folder; with anything missing, write nothing and return what is."""
     texts, problems = {}, []
     for task in tasks:
         files, missing = split_files(task, data, out)
         problems += missing
-        texts[f"{task.name}.toml"] = task_file(task, files, rows)
+        texts[f"{task.name}.toml"] = task_file(task, files, rows, grid)
     if problems:
         return problems
     (out / "tasks").mkdir(parents=True, exist_ok=True)
@@ -145,6 +154,9 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=10_000, help="most training rows of a task, 0 for all (10000)")
     parser.add_argument("--encoder", default="minilm", help="the trunk (minilm)")
     parser.add_argument("--seed", type=int, default=13, help="seed of training (13)")
+    parser.add_argument("--tune", type=int, nargs="+", default=[2, 3], help="tuned layers L, searched (2 3)")
+    parser.add_argument("--distill", type=int, nargs="*", default=[1, 2], help="a student's layers l, searched (1 2)")
+    parser.add_argument("--pair", nargs="+", default=["joint", "separate"], choices=["joint", "separate"])
     parser.add_argument("--replace", action="store_true", help="write over a project that is there")
     options = parser.parse_args()
     tasks, unknown = choose(options.tasks, options.snips)
@@ -155,7 +167,10 @@ def main() -> int:
     if (options.out / "project.toml").exists() and not options.replace:
         parser.error(f"{options.out} is a project already; --replace writes over it")
     data = find_data(options.data)
-    problems = prepare(data, options.out, tasks, rows=options.rows, encoder=options.encoder, seed=options.seed)
+    grid = Grid(options.tune, options.distill, options.pair)
+    problems = prepare(
+        data, options.out, tasks, rows=options.rows, encoder=options.encoder, seed=options.seed, grid=grid
+    )
     if problems:
         print(
             "\n".join(["these files are missing (README.md says how the folder has to look):", *problems]),

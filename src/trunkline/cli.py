@@ -204,7 +204,7 @@ def run(
         return _json({"release": result.release and result.release.id, "ran": result.ran, "report": result.report})
     if result.report:
         print_report(result.report, out)
-        out.print(f"\nrelease {result.release.id} is live; report: {project.root / PAGE}", markup=False)
+        out.print(f"\nrelease {result.release.id} is live; report: {project.root / PAGE}", markup=False, soft_wrap=True)
 
 
 @app.command("eval")
@@ -372,7 +372,9 @@ def release_show(
     release = project.released(id)
     if as_json:
         return _json(release.model_dump())
-    out.print(f"{release.id}  {_when(release.created)} UTC  {project.releases.folder(release)}", markup=False)
+    out.print(
+        f"{release.id}  {_when(release.created)} UTC  {project.releases.folder(release)}", markup=False, soft_wrap=True
+    )
     out.print(f"new in it: {release.note}\n", markup=False)
     table = _table("task", "branch")
     for task, sha in release.tasks.items():
@@ -413,7 +415,7 @@ def report(as_json: AsJson = False) -> None:
     if as_json:
         return _json(data)
     print_report(data, out)
-    out.print(f"\n{project.write_page(data)}", markup=False)
+    out.print(f"\n{project.write_page(data)}", markup=False, soft_wrap=True)
 
 
 @app.command()

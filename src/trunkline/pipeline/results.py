@@ -6,7 +6,7 @@ Composes what the store holds and one last measurement; draws nothing (that is r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +55,11 @@ def make_report(assembly: Assembly, options: Options, release: Release, say: Cal
         },
         "tasks": {task: _task(assembly, options, task, picked[task], scored[task]) for task in sorted(picked)},
         "merged": _merged(assembly, options, release, picked, scored, selection.met, say),
-        "depths": [_depth(options, depth, choice) for depth, choice in assembly.by_depth(options)],
-        "paper_rule": _paper(assembly, options),
+        "depths": [_depth(assembly, options, depth, choice) for depth, choice in assembly.by_depth(options)],
+        "paper_rule": {
+            "marginal_gain": settings.search.marginal_gain,
+            **_relative(assembly, options, assembly.by_paper(options)),
+        },
         "release": {"id": release.id, "bundle": release.bundle},
     }
 
@@ -155,31 +158,22 @@ def layer_count(picked: Sequence[Candidate]) -> int:
     return max(c.fork for c in picked) + sum(c.layers for c in picked)
 
 
-def _depth(options: Options, depth: int, choice: Choice | None) -> dict[str, Any]:
+def _depth(assembly: Assembly, options: Options, depth: int, choice: Choice | None) -> dict[str, Any]:
     if choice is None:
         return {"depth": depth, "feasible": False, "relative_quality_valid": None, "relative_time": None, "choice": {}}
-    full = float(np.mean(list(options.full_quality.values())))
-    return {
-        "depth": depth,
-        "feasible": choice.met,
-        "relative_quality_valid": choice.quality / full,
-        "relative_time": choice.ms / sum(options.full_ms.values()),
-        "choice": {task: candidate.id for task, candidate in choice.candidates.items()},
-    }
+    return {"depth": depth, "feasible": choice.met, **_relative(assembly, options, choice.candidates)}
 
 
-def _paper(assembly: Assembly, options: Options) -> dict[str, Any]:
-    picked = assembly.by_paper(options)
+def _relative(assembly: Assembly, options: Options, picked: Mapping[str, Candidate]) -> dict[str, Any]:
+    """A set of candidates against separate full models: quality on `valid`, time as measured apart, layers."""
     chosen = list(picked.values())
     ms = options.measured.trunk.of(chosen) + sum(c.ms for c in chosen)
+    quality = np.mean([c.quality for c in chosen]) / np.mean(list(options.full_quality.values()))
     return {
-        "marginal_gain": assembly.files.settings.search.marginal_gain,
-        "relative_quality_valid": float(
-            np.mean([c.quality for c in chosen]) / np.mean(list(options.full_quality.values()))
-        ),
+        "relative_quality_valid": float(quality),
         "relative_time": ms / sum(options.full_ms.values()),
         "relative_layers": layer_count(chosen) / (assembly.source.depth * len(chosen)),
-        "choice": {task: candidate.id for task, candidate in picked.items()},
+        "choice": {task: f"{c.id}/s{options.best[c.id].fields['seed']}" for task, c in picked.items()},
     }
 
 

@@ -88,7 +88,7 @@ def _against(content: Content) -> Table:
 
 
 def _selection(content: Content) -> Table:
-    table = _table("Selection by trunk depth, relative to separate full models")
+    table = _table("Selection by trunk depth, relative to full models")
     table.add_column("depth")
     for name in ("quality (valid)", "time", "layers"):
         table.add_column(name, justify="right")
