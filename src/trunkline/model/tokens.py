@@ -42,9 +42,9 @@ class TokenBatch:
         return TokenBatch(self.ids.to(device), self.types.to(device), self.mask.to(device))
 
 
-def collate(rows: Sequence[TokenRow], pad_id: int) -> TokenBatch:
-    """Pad `rows` on the right to the longest of them."""
-    width = max(len(row) for row in rows)
+def collate(rows: Sequence[TokenRow], pad_id: int, *, multiple: int = 1) -> TokenBatch:
+    """Pad `rows` on the right to the longest of them, rounded up to a multiple of `multiple` tokens."""
+    width = -(-max(len(row) for row in rows) // multiple) * multiple
     ids = [row.ids + [pad_id] * (width - len(row)) for row in rows]
     types = [row.types + [0] * (width - len(row)) for row in rows]
     lengths = torch.tensor([len(row) for row in rows])

@@ -100,7 +100,8 @@ class Project:
         live = self.releases.live()
         removed = tuple(sorted(set(live.tasks) - set(self.tasks))) if live else ()
         done = sum(self.graph.keys[stage.id] in self.store for stage in self.graph.stages.values())
-        return Plan(steps, done, bool(steps) or not self._assembly(Silent()).up_to_date(), removed)
+        current = live is not None and self._assembly(Silent()).up_to_date() and self._reported(live)
+        return Plan(steps, done, bool(steps) or not current, removed)
 
     def run(self, tasks: Sequence[str] | None = None, *, reselect: bool = False, show: Show | None = None) -> RunResult:
         """Do every stage that is not done, then select, merge, prove, release and report.

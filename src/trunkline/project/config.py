@@ -187,7 +187,7 @@ class TrainSettings(Settings):
     """A training schedule."""
 
     epochs: float = Field(default=3.0, gt=0, le=1000, description="Passes over train.")
-    learning_rate: float = Field(default=5e-5, gt=0, le=1, description="Peak learning rate.")
+    learning_rate: float = Field(default=2e-4, gt=0, le=1, description="Peak learning rate.")
     batch_size: int = Field(default=32, ge=1, le=4096, description="Rows per optimiser step.")
     min_steps: int = Field(default=300, ge=0, description="Floor on optimiser steps; small tasks collapse without one.")
     patience: int = Field(default=3, ge=1, description="Stop after so many evaluations on valid without a new best.")
@@ -208,6 +208,8 @@ class TuneSettings(TrainSettings):
 
 class FullSettings(TrainSettings):
     """Fine-tuning of all weights: the baseline, and a teacher."""
+
+    learning_rate: float = Field(default=1e-4, gt=0, le=1, description="Peak learning rate.")
 
 
 class DistillSettings(TrainSettings):

@@ -18,7 +18,7 @@ from trunkline.errors import Problem, ProjectError
 from trunkline.model.branch import BranchSpec, Reading, first_subwords, word_logits
 from trunkline.model.encoders import Encoder
 from trunkline.model.heads import Pooling
-from trunkline.model.tokens import TokenBatch, TokenRow
+from trunkline.model.tokens import TokenBatch, TokenRow, collate
 from trunkline.model.trunk import Trunk
 from trunkline.project.config import TaskSettings
 from trunkline.project.data import Rows, TaskData
@@ -26,7 +26,7 @@ from trunkline.project.metrics import evaluate
 from trunkline.project.tasks import Kind, encode_targets, output_width
 from trunkline.training.loop import BatchRows, by_length
 from trunkline.training.losses import IGNORE
-from trunkline.training.states import TOKENS_PER_PASS, SlotTexts, StateCache, States
+from trunkline.training.states import GRANULE, TOKENS_PER_PASS, SlotTexts, StateCache, States
 
 FIT = "fit"
 """The pool of rows that train and valid are indices into."""
@@ -70,7 +70,8 @@ class Examples:
     def token_batches(self, rows: BatchRows, encoder: Encoder) -> list[TokenBatch]:
         """One padded batch per slot."""
         return [
-            encoder.collate([texts.rows[i] for i in texts.index[np.asarray(rows)]]) for texts in self.slots.values()
+            collate([texts.rows[i] for i in texts.index[np.asarray(rows)]], encoder.pad_id, multiple=GRANULE)
+            for texts in self.slots.values()
         ]
 
     def predict(self, forward: Callable[[BatchRows], Tensor], rows: np.ndarray) -> Logits:

@@ -1,0 +1,267 @@
+"""Runs from project files to releases: what is repeated, what is left alone, what is selected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from projects import SORTS, write_settings, write_task
+
+from trunkline.bundle import verify
+from trunkline.engine import Input
+from trunkline.errors import UsageError
+from trunkline.pipeline.project import Project
+
+Planned = Callable[[Path], dict[str, str]]
+INPUTS = [Input("play some music"), Input("will it rain in the city tomorrow"), Input("set an alarm", "wake me please")]
+Files = dict[str, bytes]
+
+
+def branches(root: Path) -> Files:
+    """Bytes of the live release's branch file of each task."""
+    project = Project.load(root)
+    folder = project.releases.folder(project.released())
+    return {task: (folder / entry.file).read_bytes() for task, entry in verify(folder).branches.items()}
+
+
+def answers(root: Path, tasks: list[str]) -> dict[str, list[Any]]:
+    return Project.load(root).bundle().logits(INPUTS, tasks)
+
+
+def stages(root: Path) -> dict[str, tuple[int, int]]:
+    """What changes where a stage is done again."""
+    folders = (root / ".trunkline" / "stages").iterdir()
+    return {folder.name: (folder.stat().st_ino, folder.stat().st_mtime_ns) for folder in folders}
+
+
+class Heard:
+    """Writes down which stages begin."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def begin(self, name: str, number: int, total: int, why: str) -> None:
+        self.stages.append(name)
+
+    def advance(self, position: object) -> None: ...
+    def done(self, name: str, summary: str, seconds: float) -> None: ...
+
+
+def test_a_first_run_makes_a_release_that_answers_every_task(done: Path) -> None:
+    project = Project.load(done)
+    assert project.released().id == "r1"
+    assert set(project.bundle().tasks) == {"intent", "slots", "urgency"}
+    (found,) = project.bundle().predict(["play some music"])
+    assert all(not hasattr(answer, "message") for answer in found.values())
+    assert (done / "report.html").read_text().lstrip().lower().startswith("<!doctype html")
+
+
+def test_a_second_run_runs_no_stage_and_keeps_the_release(done: Path) -> None:
+    before = stages(done)
+    result = Project.load(done).run()
+    assert (result.ran, result.release and result.release.id) == (0, "r1")
+    assert result.report["release"]["id"] == "r1"
+    assert stages(done) == before
+
+
+def test_editing_one_task_runs_only_its_stages(done: Path) -> None:
+    before = stages(done)
+    write_task(done, "urgency", **SORTS["urgency"], tune={"learning_rate": 2e-3})
+    heard = Heard()
+    Project.load(done).run(show=heard)
+    assert heard.stages == [
+        "urgency/tune/single/L1/s13",
+        "urgency/tune/single/L2/s13",
+        "urgency/distill/single/L2-l1/teacher/self/s13",
+    ]
+    assert before.items() <= stages(done).items()
+
+
+@pytest.mark.parametrize("change", ["add", "replace", "remove"])
+def test_isolation_other_branches_are_byte_identical_and_answers_bit_identical(done: Path, change: str) -> None:
+    others = ["intent", "urgency"] if change != "add" else ["intent", "slots", "urgency"]
+    files, logits = branches(done), answers(done, others)
+    if change == "add":
+        write_task(done, "same", **SORTS["same"])
+    elif change == "replace":
+        write_task(done, "slots", **SORTS["slots"], seed=7)
+    else:
+        (done / "tasks" / "slots.toml").unlink()
+    result = Project.load(done).run()
+    assert result.release is not None
+    assert result.release.id == "r2"
+    after = branches(done)
+    expected = {"add": {*files, "same"}, "replace": set(files), "remove": set(others)}[change]
+    assert set(after) == expected
+    assert all(after[task] == files[task] for task in others)
+    assert change != "replace" or after["slots"] != files["slots"]
+    for task, rows in answers(done, others).items():
+        assert all(np.array_equal(a, b) for a, b in zip(rows, logits[task], strict=True)), task
+    if change == "remove":
+        with pytest.raises(UsageError, match="slots"):
+            answers(done, ["slots"])
+
+
+def test_a_run_of_one_task_touches_only_it(done: Path) -> None:
+    files = branches(done)
+    for task in ("intent", "urgency"):
+        write_task(done, task, **SORTS[task], seed=3)
+    heard = Heard()
+    result = Project.load(done).run(["intent"], show=heard)
+    assert {stage.split("/")[0] for stage in heard.stages} == {"intent"}
+    after = branches(done)
+    assert {task for task in files if after[task] != files[task]} == {"intent"}
+    assert set(after) == set(files)
+    assert result.release is not None
+    assert Project.load(done).plan().steps
+    Project.load(done).run()
+    final = branches(done)
+    assert {task for task in after if final[task] != after[task]} == {"urgency"}
+
+
+def test_a_first_run_of_one_task_releases_it_alone_and_the_next_adds_the_rest(fresh: Path) -> None:
+    Project.load(fresh).run(["intent"])
+    first = branches(fresh)
+    assert set(first) == {"intent"}
+    Project.load(fresh).run()
+    assert set(branches(fresh)) == {"intent", "slots", "urgency"}
+    assert branches(fresh)["intent"] == first["intent"]
+
+
+def test_after_a_rollback_a_run_releases_what_the_files_say(done: Path) -> None:
+    first = branches(done)
+    write_task(done, "slots", **SORTS["slots"], seed=7)
+    Project.load(done).run()
+    second = branches(done)
+    assert Project.load(done).rollback().id == "r1"
+    assert branches(done) == first
+    assert Project.load(done).plan().merges
+    result = Project.load(done).run()
+    assert (result.ran, result.release and result.release.id) == (0, "r3")
+    assert branches(done) == second
+
+
+def test_after_a_rollback_with_the_files_put_back_the_report_is_of_the_live_release(done: Path) -> None:
+    write_task(done, "slots", **SORTS["slots"], seed=7)
+    Project.load(done).run()
+    Project.load(done).rollback()
+    write_task(done, "slots", **SORTS["slots"])
+    assert Project.load(done).plan().merges
+    result = Project.load(done).run()
+    assert (result.ran, result.release and result.release.id) == (0, "r1")
+    assert Project.load(done).report()["release"]["id"] == "r1"
+    assert not Project.load(done).plan().merges
+
+
+def test_another_budget_selects_anew_without_training(done: Path) -> None:
+    before, encoder = stages(done), Project.load(done).files.settings.encoder
+    chosen = {}
+    for cost in (0.01, 1.0):
+        write_settings(done, encoder=encoder, budget={"max_cost": cost})
+        assert Project.load(done).plan().merges
+        result = Project.load(done).run()
+        assert result.ran == 0
+        chosen[cost] = {task: about["chosen"] for task, about in result.report["tasks"].items()}
+        assert result.report["merged"]["met"] == (cost == 1.0)
+    # No set costs 1 %. All sets cost less than the full models, so the best is taken.
+    best = {task: max(c["valid"] for c in about["candidates"]) for task, about in result.report["tasks"].items()}
+    assert {task: pick["valid"] for task, pick in chosen[1.0].items()} == pytest.approx(best)
+    assert before.items() <= stages(done).items()
+
+
+def test_a_quality_out_of_reach_is_not_met_and_the_best_is_taken(done: Path) -> None:
+    encoder = Project.load(done).files.settings.encoder
+    still = {"learning_rate": 1e-9}  # candidates that learn nothing
+    for task in ("intent", "slots", "urgency"):
+        full = {"epochs": 20.0, "learning_rate": 3e-3}
+        write_task(done, task, **SORTS[task], full=full, tune={**still, "layers": [1, 2]}, distill=still)
+    write_settings(done, encoder=encoder, budget={"min_relative_quality": 1.2})
+    report = Project.load(done).run().report
+    best = {task: max(c["valid"] for c in about["candidates"]) for task, about in report["tasks"].items()}
+    full_quality = sum(about["baseline"]["valid"] for about in report["tasks"].values())
+    assert sum(best.values()) < full_quality
+    assert not report["merged"]["met"]
+    assert {task: about["chosen"]["valid"] for task, about in report["tasks"].items()} == pytest.approx(best)
+
+
+def test_a_released_task_keeps_its_branch_until_a_reselection_is_asked_for(done: Path) -> None:
+    files = branches(done)
+    result = Project.load(done).run(reselect=True)
+    assert result.ran == 0
+    assert set(branches(done)) == set(files)
+
+
+def test_several_seeds_stand_for_one_candidate(fresh: Path) -> None:
+    encoder = Project.load(fresh).files.settings.encoder
+    write_settings(fresh, encoder=encoder, search={"seeds": 2})
+    for task in ("slots", "urgency"):
+        (fresh / "tasks" / f"{task}.toml").unlink()
+    report = Project.load(fresh).run().report["tasks"]["intent"]
+    assert [c["seed"] for c in report["candidates"]].count(14) == 3
+    chosen = [c for c in report["candidates"] if c["chosen"]]
+    assert len(chosen) == 1
+    twins = [c["valid"] for c in report["candidates"] if c["id"].rsplit("/", 1)[0] == chosen[0]["id"].rsplit("/", 1)[0]]
+    assert report["chosen"]["valid"] == pytest.approx(sum(twins) / 2)
+    assert chosen[0]["valid"] == max(twins)
+
+
+def test_every_teacher_and_init_runs_from_a_project(fresh: Path) -> None:
+    for task in ("slots", "urgency"):
+        (fresh / "tasks" / f"{task}.toml").unlink()
+    distill = {"teachers": ["self", "full"], "init": ["teacher", "trunk", "random"]}
+    write_task(fresh, "intent", **SORTS["intent"], distill=distill)
+    report = Project.load(fresh).run().report["tasks"]["intent"]
+    students = [c for c in report["candidates"] if c["stage"] == "distill"]
+    assert {(c["init"], c["teacher"]) for c in students} == {(i, "full+self") for i in distill["init"]}
+
+
+def test_an_unknown_task_is_refused_with_the_nearest(done: Path) -> None:
+    with pytest.raises(UsageError, match="did you mean 'intent'"):
+        Project.load(done).run(["intnt"])
+
+
+def test_gc_keeps_what_the_live_release_needs_and_the_next_run_repeats_nothing(done: Path) -> None:
+    old = stages(done)
+    write_task(done, "slots", **SORTS["slots"], seed=7)
+    Project.load(done).run()
+    wanted = set(Project.load(done).graph.keys.values())
+    dry = Project.load(done).gc(keep=1, dry=True)
+    assert stages(done).keys() >= old.keys()
+    freed = Project.load(done).gc(keep=1)
+    assert {item.what for item in freed} == {"stage", "trunk states", "bundle", "selection"}
+    assert not any(item.path.exists() for item in freed)
+    assert {item.path for item in dry} <= {item.path for item in freed}
+    assert wanted <= stages(done).keys()
+    assert len(Project.load(done).releases.list()) == 1
+    verify(Project.load(done).releases.folder(Project.load(done).released()))
+    assert Project.load(done).run().ran == 0
+    write_task(done, "intent", **SORTS["intent"], tune={"learning_rate": 2e-3})
+    assert Project.load(done).run().ran == 3  # trunk states are computed again, stages are not
+
+
+def test_gc_leaves_a_task_that_is_released_though_its_file_changed(done: Path) -> None:
+    files = branches(done)
+    write_task(done, "slots", **SORTS["slots"], seed=7)
+    Project.load(done).gc(keep=1)
+    Project.load(done).run(["intent"])
+    assert branches(done) == files
+
+
+def leftovers(root: Path) -> Iterator[Path]:
+    return root.rglob(".staging-*")
+
+
+def test_a_run_clears_what_a_killed_one_left(done: Path) -> None:
+    for folder in ("stages", "states", "bundles", "selections", "."):
+        (done / ".trunkline" / folder / ".staging-0123456789ab-x").mkdir()
+    (done / ".staging-0123456789ab-report.html").write_text("half")
+    write_task(done, "intent", **SORTS["intent"], tune={"learning_rate": 2e-3})
+    Project.load(done).run()
+    assert list(leftovers(done)) == []

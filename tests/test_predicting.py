@@ -1,0 +1,202 @@
+"""Streams of inputs: every format, in order, in bounded memory, and a bad line alone in its failure."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from trunkline.engine.base import Input, ItemError
+from trunkline.errors import UsageError
+from trunkline.predicting import AHEAD, answers_of, read_inputs, stream
+from trunkline.project.tasks import Answer, Span
+
+
+class Lengths:
+    """Answers with the length of a text; remembers how many inputs it was given at once."""
+
+    tasks = ("length",)
+
+    def __init__(self) -> None:
+        self.pieces: list[int] = []
+
+    def predict(
+        self, inputs: Iterable[object], tasks: Iterable[str] | None = None, batch_size: int = 32
+    ) -> list[dict[str, Answer | ItemError]]:
+        items = list(inputs)
+        self.pieces.append(len(items))
+        return [{"length": Answer(score=len(item.text)) if isinstance(item, Input) else item} for item in items]  # type: ignore[dict-item]
+
+
+def read(file: Path | None = None, stdin: bytes = b"", **columns: str) -> list[Input | ItemError]:
+    return list(read_inputs(file, io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"), **columns))
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_stdin_holds_texts_and_objects() -> None:
+    stdin = (
+        'plain\r\n{"text": "a", "text_pair": "b", "id": 7}\n\n{"text": "c", "words": [[0, 1]]}\n  spaced 猫'.encode()
+    )
+    assert read(stdin=stdin) == [
+        Input("plain"),
+        Input("a", "b"),
+        Input(""),  # a line of its own in the answers too, so that lines can be put side by side
+        Input("c", words=((0, 1),)),
+        Input("  spaced 猫"),
+    ]
+
+
+def test_stdin_without_bytes_is_read_as_text() -> None:
+    assert list(read_inputs(None, io.StringIO("a\nb\n"))) == [Input("a"), Input("b")]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"text": }', "line 2: not valid JSON: Expecting value at column 10"),
+        (b"{" * 100_000, "line 2: not valid JSON"),
+        (b'{"txt": "a"}', "line 2: no text"),
+        (b'{"text": null}', "line 2: no text"),
+        (b'{"text": 5}', "line 2: text must be a string"),
+        (b'{"text": "a", "text_pair": ["b"]}', "line 2: text_pair must be a string"),
+        (b'{"text": "a", "words": 3}', "line 2: words must be"),
+        (b"caf\xe9", "line 2: broken UTF-8: byte 0xe9"),
+    ],
+)
+@pytest.mark.parametrize("source", ["stdin", "file"])
+def test_a_bad_line_fails_alone(tmp_path: Path, line: bytes, said: str, source: str) -> None:
+    content = b'{"text": "before"}\n' + line + b'\n{"text": "after"}\n'
+    found = read(write(tmp_path / "x.jsonl", content)) if source == "file" else read(stdin=content)
+    assert [found[0], found[2]] == [Input("before"), Input("after")]
+    assert isinstance(found[1], ItemError)
+    assert said in found[1].message
+
+
+def test_a_jsonl_file_may_hold_empty_lines_a_byte_order_mark_and_other_columns(tmp_path: Path) -> None:
+    file = write(tmp_path / "x.jsonl", b'\xef\xbb\xbf{"text": "a", "label": "x"}\n\n{"text": "b\\u2028c"}')
+    assert read(file) == [Input("a"), Input("b\u2028c")]
+
+
+def test_a_line_of_jsonl_that_is_no_object_fails_alone(tmp_path: Path) -> None:
+    found = read(write(tmp_path / "x.jsonl", b'["a"]\n{"text": "b"}\n'))
+    assert isinstance(found[0], ItemError)
+    assert "not an object" in found[0].message
+    assert found[1] == Input("b")
+
+
+def test_csv_cells_may_hold_line_breaks_and_bad_rows_fail_alone(tmp_path: Path) -> None:
+    content = b'\xef\xbb\xbfid, text ,text_pair\n1,"a, ""b""\nc",d\n2,short\n\n3,"x" y,z\n4,caf\xe9,z\n5,,z\n'
+    content += b'6,last,"caf\xc3\xa9"\n'
+    found = read(write(tmp_path / "x.csv", content))
+    assert found[0] == Input('a, "b"\nc', "d")
+    assert [getattr(item, "message", "")[:40] for item in found[1:4]] == [
+        "line 4: 2 cells; the header has 3",
+        "line 6: not valid CSV: ',' expected afte",
+        "line 7: broken UTF-8: byte 0xe9",
+    ]
+    assert found[4:] == [Input("", "z"), Input("last", "café")]
+
+
+def test_quotes_in_tsv_are_letters(tmp_path: Path) -> None:
+    file = write(tmp_path / "x.tsv", b'text\tlabel\n"open\t1\nnext"\t2\n')
+    assert read(file) == [Input('"open'), Input('next"')]
+
+
+def test_parquet_is_read_and_its_empty_cells_fail_alone(tmp_path: Path) -> None:
+    rows = [{"text": "a", "text_pair": "b", "n": 1}, {"text": None, "text_pair": "b", "n": 2}, {"text": "c", "n": 3}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet")
+    assert read(tmp_path / "x.parquet") == [Input("a", "b"), ItemError("row 2: no text"), Input("c")]
+
+
+def test_columns_can_have_other_names(tmp_path: Path) -> None:
+    file = write(tmp_path / "x.csv", b"q,a,text\none,two,three\n")
+    assert read(file, text="q", text_pair="a") == [Input("one", "two")]
+    assert read(stdin=b'{"q": "one", "a": "two"}\n', text="q", text_pair="a") == [Input("one", "two")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("none.jsonl", None, "cannot be read"),
+        ("x.xlsx", b"", "known are .jsonl"),
+        ("x.csv", b"txt,label\na,b\n", "no column 'text' (columns: txt, label)"),
+        ("x.csv", b"", "no column 'text' (columns: none)"),
+        ("x.csv", b'"a" b,text\n', "line 1 is not valid CSV"),
+        ("x.parquet", b"PAR0", "not a readable parquet file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_at_all_is_refused_before_any_answer(
+    tmp_path: Path, name: str, content: bytes | None, said: str
+) -> None:
+    file = tmp_path / name
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        read_inputs(file, io.StringIO())
+    assert said in str(caught.value)
+
+
+def test_answers_come_in_order_with_few_inputs_in_memory() -> None:
+    model, out = Lengths(), io.StringIO()
+    ahead: list[int] = []
+
+    def inputs() -> Iterator[Input]:
+        for number in range(100):
+            ahead.append(number - out.getvalue().count("\n"))
+            yield Input("x" * number)
+
+    count, seconds = stream(model, inputs(), None, 4, out)
+    rows = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [row["answers"]["length"]["score"] for row in rows] == list(range(100)) == [len(row["text"]) for row in rows]
+    assert count == 100
+    assert seconds >= 0
+    assert max(model.pieces) == 4 * AHEAD
+    assert max(ahead) < 4 * AHEAD
+
+
+def test_an_input_that_could_not_be_read_keeps_its_place() -> None:
+    out = io.StringIO()
+    stream(Lengths(), [Input("a", "b"), ItemError("line 2: broken"), Input("c")], ["length"], 2, out)
+    assert [json.loads(line) for line in out.getvalue().splitlines()] == [
+        {"text": "a", "text_pair": "b", "answers": {"length": {"score": 1}}},
+        {"text": None, "answers": {"length": {"error": "line 2: broken"}}},
+        {"text": "c", "answers": {"length": {"score": 1}}},
+    ]
+
+
+@pytest.mark.parametrize(("encoding", "text"), [("utf-8", "half \ud83d"), ("ascii", "猫"), ("latin-1", "猫")])
+def test_letters_that_the_output_cannot_hold_are_escaped(encoding: str, text: str) -> None:
+    raw = io.BytesIO()
+    out = io.TextIOWrapper(raw, encoding=encoding)
+    stream(Lengths(), [Input(text)], None, 2, out)
+    assert json.loads(raw.getvalue())["text"] == text
+
+
+def test_an_unknown_task_is_refused_even_without_inputs() -> None:
+    with pytest.raises(UsageError, match="did you mean 'length'"):
+        stream(Lengths(), [], ["lenght"], 2, io.StringIO())
+
+
+def test_answers_are_ready_for_json_and_leave_out_what_their_kind_has_not() -> None:
+    span = Span("city", 0, 5, "Paris", 0.5)
+    found: dict[str, Any] = answers_of(
+        {"slots": Answer(spans=[span], words=["Paris"], tags=["B-city"]), "bad": ItemError("no")}
+    )
+    assert json.loads(json.dumps(found)) == {
+        "slots": {
+            "spans": [{"label": "city", "start": 0, "end": 5, "text": "Paris", "score": 0.5}],
+            "words": ["Paris"],
+            "tags": ["B-city"],
+        },
+        "bad": {"error": "no"},
+    }
