@@ -442,7 +442,7 @@ def gc(
 def info(as_json: AsJson = False) -> None:
     """The machine, the encoder, the tasks and the live release."""
     from trunkline import __version__
-    from trunkline.pipeline.assemble import machine
+    from trunkline.pipeline.costs import machine
 
     project = _project()
     live = project.releases.live()

@@ -8,11 +8,9 @@ that adding or removing one task never moves another (promise 2). `reselect` lif
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +20,9 @@ from trunkline.atomic import write_json
 from trunkline.bundle.release import Release, Releases
 from trunkline.errors import BundleError
 from trunkline.model.source import Source
+from trunkline.pipeline.costs import Measured, measure, shape_of
 from trunkline.pipeline.execute import BRANCH
-from trunkline.pipeline.select import READS, Budget, Candidate, Choice, TrunkCost, choose, paper_rule
+from trunkline.pipeline.select import Budget, Candidate, Choice, choose, paper_rule
 from trunkline.pipeline.stages import Graph, Stage, StageKind
 from trunkline.pipeline.store import Entry, Store, key_of
 from trunkline.project.config import ProjectFiles
@@ -32,22 +31,9 @@ from trunkline.project.data import Rows, TaskData
 if TYPE_CHECKING:
     from trunkline.engine.base import Input
 
-COST_VERSION = 1
 EVALUATE_VERSION = 1
 PROBES_PER_TASK = 3
 _SEED = re.compile(r"/s\d+$")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Milliseconds on the reference request; `branch` by shape id."""
-
-    trunk: TrunkCost
-    branch: Mapping[str, float]
-
-    def full(self, reading: str, pooling: str, depth: int) -> float:
-        """One separate full model."""
-        return sum(self.trunk.ms[slot][depth] for slot in READS[reading]) + self.branch[_shape(reading, pooling, 0)]
 
 
 @dataclass(frozen=True)
@@ -55,12 +41,11 @@ class Options:
     """All candidates with their costs, and the baselines to hold them against.
 
     A candidate stands for all seeds of one configuration: `quality` is their mean, `best` the entry of the seed that is
-    best on `valid`, `all` every seed's.
+    best on `valid`.
     """
 
     candidates: list[Candidate]
     best: dict[str, Entry]
-    all: dict[str, list[Entry]]
     full_quality: dict[str, float]
     full_ms: dict[str, float]
     full: dict[str, list[Entry]]
@@ -78,7 +63,6 @@ class Selection:
     branch: dict[str, str]  # task -> stage key of the branch
     prepared: dict[str, str]  # task -> stage key of its data
     met: bool = True
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class Assembly:
@@ -125,55 +109,17 @@ class Assembly:
         live = self.live_selection()
         return live is not None and live.wish == self.wish(self.graph.tasks)
 
-    # -- costs -------------------------------------------------------------------------------------------------
-
-    def measure(self, stages: Sequence[Stage]) -> Measured:
-        """Measured costs of every shape among these stages' branches and of the full models; kept in the store."""
-        cost = self.files.settings.cost
-        entries = [self.store.get(self.graph.keys[stage.id]) for stage in stages]
-        branches = [entry.result["branch"] for entry in entries]
-        shapes = sorted({(b["reading"], b["pooling"], b["layers"]) for b in branches})
-        fields = {
-            "machine": machine(),
-            "encoder": self.source.fingerprint,
-            "cost": cost.model_dump(mode="json"),
-            "shapes": [_shape(*shape) for shape in shapes],
-        }
-        key = key_of(["cost", COST_VERSION, fields])
-        if key not in self.store:
-            self.say(
-                f"measuring {len(shapes)} shapes at batch {cost.batch} x {cost.tokens} tokens "
-                f"on the {cost.engine} engine"
-            )
-
-            def make(_artifacts: Path, _work: Path) -> dict[str, Any]:
-                from trunkline.engine.timing import Shape, measure
-                from trunkline.model.encoders import Encoder
-
-                encoder = Encoder.load(self.source.path)
-                timed = {
-                    Shape(encoder.depth - n, n, reading, pooling): _shape(reading, pooling, n)
-                    for reading, pooling, n in shapes
-                }
-                times = measure(encoder, timed, batch=cost.batch, tokens=cost.tokens, repeats=cost.repeats)
-                return {
-                    "trunk": times["trunk"],
-                    "branch": {name: times["branch"][s.id][0] for s, name in timed.items()},
-                }
-
-            self.store.put(key, fields, make)
-        result = self.store.get(key).result
-        return Measured(TrunkCost(result["trunk"]), result["branch"])
-
     def options(self, tasks: Sequence[str]) -> Options:
         """The candidates of these tasks, all of whose stages are done."""
         searched = [s for task in tasks for s in self.graph.of(task, StageKind.TUNE, StageKind.DISTILL)]
         full = {task: self.graph.of(task, StageKind.FULL) for task in tasks}
-        measured = self.measure([*searched, *(s for stages in full.values() for s in stages)])
+        trained = [self._entry(stage) for stage in [*searched, *(s for stages in full.values() for s in stages)]]
+        shapes = {shape_of(entry.result["branch"]) for entry in trained}
+        measured = measure(self.source, self.files.settings.cost, self.store, shapes, self.say)
         groups: dict[str, list[Stage]] = {}
         for stage in searched:
             groups.setdefault(_SEED.sub("", stage.id), []).append(stage)
-        candidates, best, every = [], {}, {}
+        candidates, best = [], {}
         for id, stages in groups.items():
             entries = [self._entry(stage) for stage in stages]
             scores = [self._valid(stages[0].task, entry) for entry in entries]
@@ -186,19 +132,17 @@ class Assembly:
                     layers=branch["layers"],
                     reading=branch["reading"],
                     quality=float(np.mean(scores)),
-                    ms=measured.branch[_shape(branch["reading"], branch["pooling"], branch["layers"])],
+                    ms=measured.branch[shape_of(branch)],
                 )
             )
             best[id] = entries[int(np.argmax(scores))]
-            every[id] = entries
         full_entries = {task: [self._entry(stage) for stage in stages] for task, stages in full.items()}
-        shapes = {task: entries[0].result["branch"] for task, entries in full_entries.items()}
+        wholes = {task: entries[0].result["branch"] for task, entries in full_entries.items()}
         return Options(
             candidates,
             best,
-            every,
             {task: float(np.mean([self._valid(task, e) for e in entries])) for task, entries in full_entries.items()},
-            {task: measured.full(b["reading"], b["pooling"], self.source.depth) for task, b in shapes.items()},
+            {task: measured.full(b["reading"], b["pooling"], self.source.depth) for task, b in wholes.items()},
             full_entries,
             measured,
         )
@@ -213,13 +157,11 @@ class Assembly:
     def _valid(self, task: str, entry: Entry) -> float:
         return float(entry.result["metrics"]["valid"][self.metric(task)])
 
-    # -- selection ---------------------------------------------------------------------------------------------
-
-    def budget(self, options: Options, pinned: Mapping[str, str], fixed_ms: float = 0.0) -> Budget:
+    def budget(self, options: Options, pinned: Mapping[str, str]) -> Budget:
         """The project's budget in the units of `choose`."""
         asked = self.files.settings.budget
         if asked.max_cost is not None:
-            return Budget(max_ms=asked.max_cost * sum(options.full_ms.values()) - fixed_ms, pinned=pinned)
+            return Budget(max_ms=asked.max_cost * sum(options.full_ms.values()), pinned=pinned)
         return Budget(
             min_quality=asked.min_relative_quality * float(np.mean(list(options.full_quality.values()))), pinned=pinned
         )
@@ -259,8 +201,6 @@ class Assembly:
     def by_paper(self, options: Options) -> dict[str, Candidate]:
         """What Wei et al.'s marginal-gain rule takes."""
         return paper_rule(options.candidates, self.files.settings.search.marginal_gain)
-
-    # -- merge and release -------------------------------------------------------------------------------------
 
     def release(self, tasks: Sequence[str], options: Options, choice: Choice, note: str) -> Release:
         """Merge the chosen branches, and those of live tasks that were not asked for, prove them and go live."""
@@ -308,8 +248,6 @@ class Assembly:
     def data(self, key: str) -> TaskData:
         """Prepared data by the key of its stage."""
         return TaskData.load(self.store.get(key).folder / "data")
-
-    # -- evaluation --------------------------------------------------------------------------------------------
 
     def evaluate(self, release: Release, tasks: Sequence[str] | None = None) -> dict[str, dict[str, dict[str, float]]]:
         """task -> split -> metrics of the merged model on the reported splits, through the engine; each kept in the
@@ -363,26 +301,3 @@ def inputs_of(rows: Rows) -> list[Input]:
     pairs: Sequence[str | None] = rows.pairs or [None] * len(rows)
     words = [None] * len(rows) if rows.words is None else [tuple(map(tuple, spans)) for spans in rows.words]
     return [Input(text, pair, spans) for text, pair, spans in zip(rows.texts, pairs, words, strict=True)]  # type: ignore[arg-type]
-
-
-def machine() -> dict[str, Any]:
-    """What a measured time depends on."""
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass
-    return {"cpu": name, "cores": os.cpu_count(), "torch": _version("torch")}
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)
-
-
-def _shape(reading: str, pooling: str, layers: int) -> str:
-    return f"{reading}/{pooling}/{layers}"
