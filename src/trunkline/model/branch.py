@@ -96,7 +96,7 @@ class Branch(nn.Module):
         joined = self.norm(joined)
         logits: Tensor = self.head(joined.split(sizes, dim=1), tuple(masks))
         if self.spec.kind is Kind.REGRESSION:
-            logits = self.spec.mean + self.spec.std * logits
+            logits = self.spec.mean + self.spec.std * logits.float()  # bf16 would round the task's unit away
         return logits
 
 

@@ -149,7 +149,7 @@ class Workshop:
     def _branch(self, id: str, encoder: Any = None) -> Any:
         from trunkline.model.branch import load_branch
 
-        return load_branch(self._entry(id).folder / BRANCH, encoder or self.trunk.encoder)
+        return load_branch(self._entry(id).folder / BRANCH, encoder or self.trunk.encoder).to(self._device())
 
     def _taught(self, id: str) -> Logits:
         """A teacher's logits for the train rows."""
@@ -157,7 +157,8 @@ class Workshop:
         from trunkline.training.candidates import train_logits
 
         stage = self.graph.stages[id]
-        encoder = Encoder.load(self._entry(id).folder / ENCODER) if stage.kind is StageKind.FULL else None
+        full = stage.kind is StageKind.FULL
+        encoder = Encoder.load(self._entry(id).folder / ENCODER).to(self._device()) if full else None
         return train_logits(self.material(stage.task), self._branch(id, encoder), encoder)
 
     def _keep(self, trained: Trained, artifacts: Path) -> dict[str, Any]:
