@@ -279,7 +279,7 @@ def test_an_added_task_is_planned(run: Run, shop: Path) -> None:
 
 def test_a_task_is_shown_with_its_defaults_and_its_branch(run: Run, trained: Path) -> None:
     said = run("-C", trained, "task", "show", "mood")
-    assert re.search(r"tune\.learning_rate\s+5e-05\s+default", said.out)
+    assert re.search(r"tune\.learning_rate\s+0\.0002\s+default", said.out)
     assert re.search(r"tune\.min_steps\s+2\s*$", said.out, re.MULTILINE)
     shown = run("-C", trained, "task", "show", "mood", "--json").json
     assert shown["settings"]["kind"] == "classification"

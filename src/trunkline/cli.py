@@ -57,6 +57,9 @@ def main() -> None:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        err.print(f"trunkline: {error}", markup=False, soft_wrap=True)
+        sys.exit(1)
     except Exception as error:
         # click's own usage errors carry their exit code and know how to show themselves
         show = getattr(error, "show", None)
@@ -78,6 +81,14 @@ def _project() -> Any:
     from trunkline.pipeline.project import Project
 
     return Project.load(ROOT["folder"])
+
+
+def _released() -> Any:
+    """The project for commands that need only its releases: a task file with an error does not stop them."""
+    from trunkline.pipeline.project import Project
+
+    folder = ROOT["folder"]
+    return Project(folder) if (folder / "project.toml").is_file() else Project.load(folder)  # says what is missing
 
 
 def _json(value: Any) -> None:
@@ -253,7 +264,7 @@ def predict(
     if pair is not None and (not texts or len(texts) != 1):
         raise UsageError("--pair goes with a single text; for more pairs use --file, or JSON objects on stdin")
     lines = None if texts else read_inputs(file, sys.stdin, text, text_pair)
-    model = Bundle.load(bundle) if bundle is not None else _project().bundle()
+    model = Bundle.load(bundle) if bundle is not None else _released().bundle()
     if lines is None:
         inputs = [{"text": given, "text_pair": pair} for given in texts or ()]
         answers = model.predict(inputs, task)
@@ -350,7 +361,7 @@ def _flat(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, An
 @release_app.command("list")
 def release_list(as_json: AsJson = False) -> None:
     """All releases, the live one marked."""
-    releases = _project().releases
+    releases = _released().releases
     live = releases.live()
     if as_json:
         return _json([{**release.model_dump(), "live": release == live} for release in releases.list()])
@@ -368,7 +379,7 @@ def release_show(
     id: Annotated[str | None, typer.Argument(help="The live one by default.")] = None, as_json: AsJson = False
 ) -> None:
     """One release: its bundle, and each task's branch."""
-    project = _project()
+    project = _released()
     release = project.released(id)
     if as_json:
         return _json(release.model_dump())
@@ -387,7 +398,7 @@ def release_rollback(
     id: Annotated[str | None, typer.Argument(help="By default the one before the live one.")] = None,
 ) -> None:
     """Make an earlier release live again."""
-    release = _project().rollback(id)
+    release = _released().rollback(id)
     out.print(f"release {release.id} is live", markup=False)
 
 
@@ -398,7 +409,7 @@ def release_diff(
     as_json: AsJson = False,
 ) -> None:
     """Which tasks changed between two releases."""
-    difference = _project().releases.diff(old, new)
+    difference = _released().releases.diff(old, new)
     if as_json:
         return _json(difference.model_dump())
     for name, tasks in difference.model_dump().items():
@@ -410,7 +421,7 @@ def report(as_json: AsJson = False) -> None:
     """Print the last run's report; the page is report.html in the project's folder."""
     from trunkline.report import print_report
 
-    project = _project()
+    project = _released()
     data = project.report()
     if as_json:
         return _json(data)

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from projects import SORTS, write_settings, write_task
+from tiny import tiny_encoder
 
 from trunkline.bundle import verify
 from trunkline.engine import Input
-from trunkline.errors import UsageError
+from trunkline.errors import ProjectError, UsageError
 from trunkline.pipeline.project import Project
 
 Planned = Callable[[Path], dict[str, str]]
@@ -265,3 +267,84 @@ def test_a_run_clears_what_a_killed_one_left(done: Path) -> None:
     write_task(done, "intent", **SORTS["intent"], tune={"learning_rate": 2e-3})
     Project.load(done).run()
     assert list(leftovers(done)) == []
+
+
+def test_a_renamed_and_a_copied_task_are_released_under_their_own_names(done: Path) -> None:
+    tasks = done / "tasks"
+    (tasks / "copy.toml").write_text((tasks / "intent.toml").read_text())
+    (tasks / "urgency.toml").rename(tasks / "haste.toml")
+    project = Project.load(done)
+    project.run()
+    assert set(project.bundle().tasks) == {"copy", "haste", "intent", "slots"}
+
+
+def test_a_run_of_one_task_after_a_rollback_leaves_the_others_rolled_back(done: Path) -> None:
+    before = branches(done)
+    write_task(done, "intent", **SORTS["intent"], seed=5)
+    Project.load(done).run()
+    assert branches(done)["intent"] != before["intent"]
+    Project.load(done).rollback()
+    write_task(done, "slots", **SORTS["slots"], seed=5)
+    Project.load(done).run(["slots"])
+    after = branches(done)
+    assert after["slots"] != before["slots"]
+    assert {task: after[task] for task in ("intent", "urgency")} == {
+        task: before[task] for task in ("intent", "urgency")
+    }
+
+
+def test_a_run_of_one_task_under_another_budget_moves_no_other(done: Path) -> None:
+    before = branches(done)
+    write_settings(done, encoder=Project.load(done).files.settings.encoder, budget={"max_cost": 1.0})
+    write_task(done, "slots", **SORTS["slots"], seed=5)
+    Project.load(done).run(["slots"])
+    after = branches(done)
+    assert {task: after[task] for task in ("intent", "urgency")} == {
+        task: before[task] for task in ("intent", "urgency")
+    }
+    assert Project.load(done).plan().merges  # the others are still to be chosen under it
+
+
+def test_one_task_is_not_trained_for_another_encoder_than_its_siblings(done: Path, tmp_path: Path) -> None:
+    write_settings(done, encoder=str(tiny_encoder(tmp_path / "other", layers=3, seed=9)))
+    with pytest.raises(UsageError, match=r"also intent, urgency: trunkline run"):
+        Project.load(done).run(["slots"])
+
+
+def test_a_release_answers_and_rolls_back_while_a_task_file_is_broken(done: Path) -> None:
+    (done / "tasks" / "intent.toml").write_text("kind = 3")
+    project = Project(done)
+    assert project.bundle().predict(["play some music"])[0]["intent"]
+    assert project.report()["release"]["id"] == "r1"
+    with pytest.raises(ProjectError):
+        _ = project.files
+
+
+def test_a_damaged_live_bundle_is_made_anew(done: Path) -> None:
+    project = Project.load(done)
+    bundle = project.releases.folder(project.released())
+    branch = next((bundle / "branches").iterdir())
+    data = bytearray(branch.read_bytes())
+    data[-1] ^= 1
+    branch.chmod(0o644)
+    branch.write_bytes(bytes(data))
+    heard = Heard()
+    Project.load(done).run(show=heard)
+    assert heard.stages == []
+    assert any("damaged" in line for line in heard.said)
+    verify(bundle)
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"), [({"cost": {"batch": 2, "tokens": 4096}}, "cost.tokens"), ({"device": "cuda"}, "device")]
+)
+def test_settings_that_this_encoder_or_machine_cannot_meet_are_refused_by_key(
+    done: Path, settings: dict[str, Any], where: str
+) -> None:
+    if where == "device" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    write_settings(done, encoder=Project.load(done).files.settings.encoder, **settings)
+    write_task(done, "intent", **SORTS["intent"], seed=7)
+    with pytest.raises(ProjectError) as caught:
+        Project.load(done).run()
+    assert [problem.where for problem in caught.value.problems] == [where]

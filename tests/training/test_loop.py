@@ -203,3 +203,16 @@ def test_the_precision_asked_for_is_the_precision_used() -> None:
     assert precision_of("float32", "cpu") is torch.float32
     assert precision_of("bfloat16", "cpu") is torch.bfloat16
     assert precision_of("auto", "cpu") in {torch.float32, torch.bfloat16}
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_no_checkpoint_of_it(tmp_path: Path) -> None:
+    net = Net()
+
+    def poison(call: int) -> None:
+        if call == 3:
+            with torch.no_grad():
+                net.inner.weight.fill_(float("nan"))
+
+    with pytest.raises(FloatingPointError, match="step 3"):
+        train(tmp_path / "checkpoint.pt", net=net, before=poison)
+    assert not (tmp_path / "checkpoint.pt").exists()

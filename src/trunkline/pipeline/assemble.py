@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trunkline.atomic import write_json
+from trunkline.bundle.manifest import read_manifest, verify
 from trunkline.bundle.release import Release, Releases
-from trunkline.errors import BundleError
+from trunkline.errors import BundleError, UsageError
 from trunkline.model.source import Source
 from trunkline.pipeline.costs import Measured, measure, shape_of
 from trunkline.pipeline.execute import BRANCH
@@ -74,17 +75,25 @@ class Assembly:
         self.files, self.source, self.graph, self.store, self.say = files, source, graph, store, say
         self.releases = Releases(store.folder)
 
-    def finished(self) -> list[str]:
-        """Tasks with every stage in the store."""
-        keys = self.graph.keys
-        return [task for task in self.graph.tasks if all(keys[stage.id] in self.store for stage in self.graph.of(task))]
+    def finished(self, asked: Sequence[str]) -> list[str]:
+        """Tasks with every stage in the store: those asked for, and others that are live just as their files say."""
+        keys, live = self.graph.keys, self.live_selection()
+        return [
+            task
+            for task in self.graph.tasks
+            if all(keys[stage.id] in self.store for stage in self.graph.of(task))
+            and (task in asked or (live is not None and self._unchanged(task, live)))
+        ]
 
-    def wish(self, tasks: Sequence[str]) -> str:
+    def _unchanged(self, task: str, live: Selection) -> bool:
+        return live.candidates_key.get(task) == self.candidates_key(task)
+
+    def wish(self, tasks: Sequence[str], budget_key: str) -> str:
         """Identifies what the project's files ask for, as far as these tasks go."""
         stages = {stage.id: self.graph.keys[stage.id] for task in tasks for stage in self.graph.of(task)}
-        return key_of(
-            [stages, self._budget_key(), self.files.settings.cost.model_dump(mode="json"), self.source.fingerprint]
-        )
+        settings = self.files.settings
+        shown = [settings.name, settings.search.marginal_gain, settings.cost.model_dump(mode="json")]
+        return key_of([stages, budget_key, shown, self.source.fingerprint])
 
     def _budget_key(self) -> str:
         return key_of(self.files.settings.budget.model_dump(mode="json"))
@@ -105,9 +114,34 @@ class Assembly:
         return self.store.selections / f"{Path(bundle).name}.json"
 
     def up_to_date(self) -> bool:
-        """Whether the live release is what the files ask for."""
+        """Whether the live release is what the files ask for, and its bundle whole."""
         live = self.live_selection()
-        return live is not None and live.wish == self.wish(self.graph.tasks)
+        if live is None or live.wish != self.wish(self.graph.tasks, self._budget_key()):
+            return False
+        return self._whole(self.releases.live()) is not None
+
+    def _whole(self, release: Release | None) -> Path | None:
+        """The bundle of a release, None where there is none or it is damaged."""
+        if release is None:
+            return None
+        try:
+            verify(self.releases.folder(release))
+        except BundleError as error:
+            self.say(f"release {release.id} is damaged and is made anew: {error}")
+            return None
+        return self.releases.folder(release)
+
+    def check_trunk(self, asked: Sequence[str]) -> None:
+        """Refuse to train some tasks for another trunk than the one that the others are released on."""
+        live = self.releases.live()
+        kept = [task for task in live.tasks if task in self.graph.tasks and task not in asked] if live else []
+        if live is None or not kept:
+            return
+        if read_manifest(self.releases.folder(live)).trunk.fingerprint != self.source.fingerprint:
+            raise UsageError(
+                f"the encoder is not that of release {live.id}, so all its tasks must be trained again, "
+                f"also {', '.join(kept)}: trunkline run"
+            )
 
     def options(self, tasks: Sequence[str]) -> Options:
         """The candidates of these tasks, all of whose stages are done."""
@@ -170,23 +204,29 @@ class Assembly:
         """Identifies the candidates that a task had to choose from."""
         return key_of(sorted(self.graph.keys[s.id] for s in self.graph.of(task)))
 
-    def pins(self, options: Options, *, reselect: bool) -> dict[str, str]:
-        """Released tasks whose candidates and budget did not change: they keep their branch."""
+    def pins(self, options: Options, asked: Sequence[str], *, reselect: bool) -> dict[str, str]:
+        """Released tasks that keep their branch: those not asked for, and those whose candidates and budget did not
+        change.
+        """
         live = self.live_selection()
-        if live is None or reselect or live.budget_key != self._budget_key():
+        if live is None:
             return {}
+        anew = reselect or live.budget_key != self._budget_key()
         known = {candidate.id for candidate in options.candidates}
         return {
             task: live.chosen[task]
             for task in options.full_quality
-            if live.candidates_key.get(task) == self.candidates_key(task)
+            if not (anew and task in asked)
+            and self._unchanged(task, live)
             and live.chosen.get(task) in known
             and options.best[live.chosen[task]].key == live.branch[task]
         }
 
-    def select(self, options: Options, *, reselect: bool = False) -> tuple[Choice, dict[str, str]]:
+    def select(
+        self, options: Options, asked: Sequence[str], *, reselect: bool = False
+    ) -> tuple[Choice, dict[str, str]]:
         """The best set for the budget, with released tasks kept where they are, and which those are."""
-        pinned = self.pins(options, reselect=reselect)
+        pinned = self.pins(options, asked, reselect=reselect)
         choice = choose(options.candidates, options.measured.trunk, self.budget(options, pinned))
         if choice is None:
             raise AssertionError("every task has candidates")
@@ -202,18 +242,21 @@ class Assembly:
         """What Wei et al.'s marginal-gain rule takes."""
         return paper_rule(options.candidates, self.files.settings.search.marginal_gain)
 
-    def release(self, tasks: Sequence[str], options: Options, choice: Choice, note: str) -> Release:
-        """Merge the chosen branches, and those of live tasks that were not asked for, prove them and go live."""
+    def release(self, asked: Sequence[str], options: Options, choice: Choice, note: str) -> Release:
+        """Merge the chosen branches, and those of live tasks that wait for a run of their own, prove them, go live."""
         from trunkline.bundle.merge import merge
 
         chosen = {task: options.best[c.id] for task, c in choice.candidates.items()}
         branches = {task: entry.folder / BRANCH for task, entry in chosen.items()}
         live = self.releases.live()
         before = None if live is None else self.selection(live)
+        budget_key = self._budget_key()
+        if before is not None and not set(chosen) <= set(asked):
+            budget_key = before.budget_key  # some kept their branch under it; a run of all will choose anew
         selection = Selection(
-            wish=self.wish(tasks),
+            wish=self.wish(sorted(chosen), budget_key),
             candidates_key={task: self.candidates_key(task) for task in chosen},
-            budget_key=self._budget_key(),
+            budget_key=budget_key,
             chosen={task: c.id for task, c in choice.candidates.items()},
             branch={task: entry.key for task, entry in chosen.items()},
             prepared={task: self.graph.keys[f"{task}/prepare"] for task in chosen},
@@ -223,12 +266,12 @@ class Assembly:
         for task in waiting:
             if live is None or before is None or task not in before.branch:
                 continue
-            manifest = json.loads((self.releases.folder(live) / "manifest.json").read_text())
-            branches[task] = self.releases.folder(live) / manifest["branches"][task]["file"]
+            folder = self.releases.folder(live)
+            branches[task] = folder / read_manifest(folder).branches[task].file
             for name in ("candidates_key", "chosen", "branch", "prepared"):
                 getattr(selection, name)[task] = getattr(before, name)[task]
         self.store.bundles.mkdir(parents=True, exist_ok=True)
-        previous = None if live is None else self.releases.folder(live)
+        previous = self._whole(live)
         name = self.files.settings.name or self.files.root.name
         bundle = merge(self.source, branches, self.probes(selection.prepared), self.store.bundles, previous, name=name)
         file = self._selection_file(bundle.name)

@@ -43,7 +43,10 @@ def machine() -> dict[str, Any]:
     if cpuinfo.is_file():
         lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
         name = next((value.strip() for key, _, value in lines if key.strip() == "model name"), name)
-    return {"cpu": name, "cores": os.cpu_count(), "torch": version("torch")}
+    usable = getattr(os, "sched_getaffinity", None)  # not on macOS
+    threads = os.environ.get("OMP_NUM_THREADS")
+    limited = {"threads": int(threads)} if threads and threads.isdigit() else {}
+    return {"cpu": name, "cores": len(usable(0)) if usable else os.cpu_count(), **limited, "torch": version("torch")}
 
 
 def shape_of(branch: Mapping[str, Any]) -> BranchShape:

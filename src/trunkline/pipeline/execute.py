@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trunkline.errors import Problem, ProjectError, TrunklineError
 from trunkline.model.source import Source
 from trunkline.pipeline.stages import Graph, Stage, StageKind
 from trunkline.pipeline.store import Entry, Store
@@ -55,7 +56,10 @@ class Workshop:
             started = time.monotonic()
             if stage.kind is StageKind.PREPARE:
                 return self._prepare(stage, artifacts)
-            trained = self._train(stage, work / "checkpoint.pt", report)
+            try:
+                trained = self._train(stage, work / "checkpoint.pt", report)
+            except FloatingPointError as error:
+                raise TrunklineError(f"{stage.id}: {error}; lower learning_rate in tasks/{stage.task}.toml") from error
             return {**self._keep(trained, artifacts), "seconds": round(time.monotonic() - started, 1)}
 
         return self.store.put(self.graph.keys[stage.id], stage.fields, make)
@@ -94,6 +98,10 @@ class Workshop:
         import torch
 
         asked = self.files.settings.device
+        if asked == "cuda" and not torch.cuda.is_available():
+            raise ProjectError(
+                [Problem("project.toml", "device", "no CUDA device here", found="cuda", allowed='"cpu" or "auto"')]
+            )
         return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else str(asked)
 
     def material(self, task: str) -> TaskMaterial:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from trunkline.pipeline.execute import Workshop
 from trunkline.pipeline.gc import Freed, collect
 from trunkline.pipeline.plan import Step
 from trunkline.pipeline.progress import Show, Silent
+from trunkline.pipeline.select import Candidate
 from trunkline.pipeline.stages import Graph, StageKind, TaskFiles, graph
 from trunkline.pipeline.store import Entry, Store
 from trunkline.project.config import ProjectFiles, TaskSettings, load_files
@@ -53,16 +54,22 @@ class Plan:
 class Project:
     """The project in the folder `root`. Make one with `Project.load`."""
 
-    def __init__(self, files: ProjectFiles) -> None:
-        self.files = files
-        self.root = files.root
-        self.store = Store(files.root)
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.store = Store(root)
         self.releases = Releases(self.store.folder)
 
     @classmethod
     def load(cls, path: Path | str = ".") -> Project:
         """Read project.toml and tasks/*.toml. Raises ProjectError with every problem of every file."""
-        return cls(load_files(Path(path)))
+        project = cls(Path(path))
+        _ = project.files
+        return project
+
+    @cached_property
+    def files(self) -> ProjectFiles:
+        """project.toml and tasks/*.toml; read when first asked for: a release is served whatever state they are in."""
+        return load_files(self.root)
 
     @cached_property
     def source(self) -> Source:
@@ -112,6 +119,7 @@ class Project:
         show = show or Silent()
         names = self._named(tasks)
         with self.store.writing():
+            self._assembly(show).check_trunk(names)
             steps = [step for step in planning.steps(self.graph, self.store) if step.stage.task in names]
             workshop = Workshop(self.files, self.source, self.graph, self.store, show.say)
             for number, step in enumerate(steps, 1):
@@ -121,22 +129,22 @@ class Project:
                 entry = workshop.run(step.stage, show.advance)
                 show.done(step.stage.id, self._summary(entry, step), time.monotonic() - started)
             planning.record(self.graph, self.store, names)
-            release, report = self._assemble(show, reselect=reselect)
+            release, report = self._assemble(show, names, reselect=reselect)
             return RunResult(release, len(steps), report)
 
-    def _assemble(self, show: Show, *, reselect: bool) -> tuple[Release | None, dict[str, Any]]:
+    def _assemble(self, show: Show, names: list[str], *, reselect: bool) -> tuple[Release | None, dict[str, Any]]:
         from trunkline.pipeline.results import make_report
 
         assembly = self._assembly(show)
         live = self.releases.live()
         if live is not None and assembly.up_to_date() and not reselect and self._reported(live):
             return live, self.report()
-        done = assembly.finished()
+        done = assembly.finished(names)
         if not done:
             return live, {}
         options = assembly.options(done)
-        choice, pinned = assembly.select(options, reselect=reselect)
-        release = assembly.release(done, options, choice, _note(live, choice.candidates, pinned))
+        choice, pinned = assembly.select(options, names, reselect=reselect)
+        release = assembly.release(names, options, choice, _note(live, choice.candidates, pinned, self.tasks))
         report = make_report(assembly, options, release, show.say)
         write_json(self.report_file, report)
         self.write_page(report)
@@ -144,8 +152,10 @@ class Project:
 
     def _reported(self, release: Release) -> bool:
         """Whether the last report is about this release: not after a rollback, nor where a kill came before it."""
+        selection = self._assembly(Silent()).selection(release)
         try:
-            return bool(self.report()["release"]["id"] == release.id)
+            report = self.report()
+            return selection is not None and (report["release"]["id"], report["wish"]) == (release.id, selection.wish)
         except (StoreError, KeyError, TypeError):
             return False
 
@@ -234,7 +244,7 @@ def check(root: Path) -> dict[str, dict[str, Any]]:
     Raises ProjectError with all problems of all of them; `Project.load` reads no data, and knows of its files' alone.
     """
     files, data = read_project(root)
-    _ = Project(files).graph  # the grid fits the encoder
+    _ = Project.load(root).graph  # the grid fits the encoder
     return {
         name: {
             "kind": files.tasks[name].kind.value,
@@ -247,9 +257,9 @@ def check(root: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _note(live: Release | None, chosen: Any, pinned: dict[str, str]) -> str:
+def _note(live: Release | None, chosen: Mapping[str, Candidate], pinned: Mapping[str, str], tasks: list[str]) -> str:
     """What a release is about, for its history."""
     new = sorted(set(chosen) - set(pinned))
-    gone = sorted(set(live.tasks) - set(chosen)) if live else []
-    parts = [f"{', '.join(new)}" if new else "", f"without {', '.join(gone)}" if gone else ""]
+    gone = sorted(set(live.tasks) - set(tasks)) if live else []
+    parts = [", ".join(new), f"without {', '.join(gone)}" if gone else ""]
     return "; ".join(part for part in parts if part) or "nothing changed"

@@ -62,6 +62,7 @@ def make_report(assembly: Assembly, options: Options, release: Release, say: Cal
             **_relative(assembly, options, assembly.by_paper(options)),
         },
         "release": {"id": release.id, "bundle": release.bundle},
+        "wish": selection.wish,
     }
 
 

@@ -37,7 +37,7 @@ class StageKind(StrEnum):
     """Distil tuned layers into the l of a student."""
 
 
-VERSIONS = {StageKind.PREPARE: 1, StageKind.FULL: 1, StageKind.TUNE: 1, StageKind.DISTILL: 1}
+VERSIONS = {StageKind.PREPARE: 1, StageKind.FULL: 2, StageKind.TUNE: 2, StageKind.DISTILL: 2}
 """Raised when a stage would give another result from the same fields."""
 
 
@@ -118,6 +118,14 @@ def readings(settings: TaskSettings, pairs: bool) -> list[str]:
 
 
 def _misfits(files: ProjectFiles, source: Source) -> Iterator[Problem]:
+    if files.settings.cost.tokens > source.max_positions:
+        yield Problem(
+            "project.toml",
+            "cost.tokens",
+            "more tokens than the encoder reads",
+            found=str(files.settings.cost.tokens),
+            allowed=f"at most {source.max_positions} ({source.name})",
+        )
     for name, settings in files.tasks.items():
         file = f"tasks/{name}.toml"
         for layers in settings.tune.layers:
@@ -155,6 +163,7 @@ def _task_stages(
     project = files.settings
     for seed in range(project.seed, project.seed + project.search.seeds):
         common = {
+            "task": name,  # a branch file carries its task's name
             "encoder": source.fingerprint,
             "metric": settings.primary_metric,
             "max_tokens": settings.max_tokens,

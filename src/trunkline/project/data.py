@@ -227,6 +227,7 @@ class _Reading:
             train, valid = take_out(train, ties, max(1, round(len(train) * self.data.valid_fraction)), rng)
             self.notes.append(f"valid: {_rows(len(valid))} cut from train")
         self._enough_rows(train, valid, reported)
+        self._rankable({"valid": fit.take(valid), **reported})
         # Only the rows in use are kept, so that a small draw from a large file stays small.
         used = np.sort(np.concatenate([train, valid]))
         return TaskData(
@@ -261,6 +262,25 @@ class _Reading:
                     f"at least {LEAST_TRAIN} in train, {LEAST_OTHER} in every other split",
                 )
             )
+
+    def _rankable(self, judged: dict[str, Rows]) -> None:
+        """MAP and MRR are means over queries with both labels: a split without one could not be scored."""
+        if self.settings.primary_metric not in ("map", "mrr"):
+            return
+        for split, rows in judged.items():
+            seen: dict[str, set[str]] = {}
+            for group, label in zip(rows.groups or rows.texts, rows.targets, strict=True):
+                seen.setdefault(group, set()).add(label)
+            if all(len(labels) < 2 for labels in seen.values()):
+                self.problems.append(
+                    Problem(
+                        self.task_file,
+                        "metric",
+                        f"cannot be computed on {split}: none of its queries has candidates of both labels",
+                        self.settings.primary_metric,
+                        '"auc" or "accuracy", or data with several candidates per query',
+                    )
+                )
 
 
 def _rows(count: int) -> str:

@@ -156,6 +156,8 @@ def fit(
             optimiser.step()
             run.step += 1
             total, counted = total + float(value.detach()), counted + 1
+            if not math.isfinite(total):
+                raise FloatingPointError(f"training diverged: the loss at step {run.step} is not a number")
             if run.step % 10 == 0:
                 pace = (time.monotonic() - started) / (run.step - first)
                 report(Progress(run.step, steps, total / counted, run.score, pace * (steps - run.step)))
