@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -348,3 +349,17 @@ def test_settings_that_this_encoder_or_machine_cannot_meet_are_refused_by_key(
     with pytest.raises(ProjectError) as caught:
         Project.load(done).run()
     assert [problem.where for problem in caught.value.problems] == [where]
+
+
+def test_honest_splits_other_labels_on_the_reported_rows_change_no_weight_and_no_choice(done: Path) -> None:
+    before, chosen = branches(done), Project.load(done).report()["tasks"]["intent"]["chosen"]
+    file = done / "data" / "intent-test.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("\n".join(json.dumps({**row, "label": rows[0]["label"]}) for row in rows) + "\n")
+    heard = Heard()
+    report = Project.load(done).run(show=heard, reselect=True).report
+    after = report["tasks"]["intent"]["chosen"]
+    assert heard.stages, "the data changed, so its stages run again"
+    assert branches(done) == before
+    assert (after["id"], after["valid"]) == (chosen["id"], chosen["valid"])
+    assert after["metrics"] != chosen["metrics"]
