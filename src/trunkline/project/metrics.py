@@ -53,7 +53,8 @@ def _classification(gold: NDArray[Any], guess: NDArray[Any], positive: int | Non
     found = {
         "accuracy": float(accuracy_score(gold, guess)),
         "macro_f1": float(f1_score(gold, guess, average="macro", zero_division=0)),
-        "matthews": float(matthews_corrcoef(gold, guess)),
+        # Undefined where all is one label on both sides; 0 as where only one side is.
+        "matthews": float(matthews_corrcoef(gold, guess)) if len({*gold.tolist(), *guess.tolist()}) > 1 else 0.0,
     }
     if count == 2 and positive is not None:
         found["f1"] = float(f1_score(gold == positive, guess == positive, zero_division=0))
