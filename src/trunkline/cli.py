@@ -103,7 +103,7 @@ def _table(*columns: str) -> Table:
         table.add_column(
             column.strip(">…"),
             justify="right" if number else "left",
-            no_wrap=number or cut,
+            no_wrap=number or cut or column == "task",
             overflow="ellipsis" if cut else "fold",
         )
     return table
