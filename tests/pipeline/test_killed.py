@@ -11,7 +11,6 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kill_test.py"
 
 
-@pytest.mark.slow
 def test_nothing_lost_whenever_a_run_or_a_rollback_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = importlib.util.spec_from_file_location("kill_test", SCRIPT)
     assert spec is not None
