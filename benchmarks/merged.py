@@ -154,7 +154,7 @@ def page(found: dict[str, Any]) -> str:
         "",
         "## Every candidate",
         "",
-        f"Seed {seeds[0]}. `valid` is what the choice saw; the last column was looked at by nobody before.",
+        f"Seed {seeds[0]}. `valid` is what the choice among candidates saw; the reported split took no part in it.",
         "",
         "| task | candidate | fork | own layers | reading | branch ms | valid | reported |",
         "|---|---|---|---|---|---|---|---|",
