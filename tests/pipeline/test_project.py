@@ -363,3 +363,18 @@ def test_honest_splits_other_labels_on_the_reported_rows_change_no_weight_and_no
     assert branches(done) == before
     assert (after["id"], after["valid"]) == (chosen["id"], chosen["valid"])
     assert after["metrics"] != chosen["metrics"]
+
+
+def test_damage_to_a_waiting_tasks_branch_does_not_reach_the_next_release(done: Path) -> None:
+    before = branches(done)
+    project = Project.load(done)
+    bundle = project.releases.folder(project.released())
+    [file] = (bundle / "branches").glob("intent-*")
+    file.unlink()  # not in place: the file may have other names
+    file.write_bytes(before["intent"][:-1] + bytes([before["intent"][-1] ^ 1]))
+    write_task(done, "intent", **SORTS["intent"], seed=5)  # it waits: its stages are not done
+    write_task(done, "slots", **SORTS["slots"], seed=5)
+    Project.load(done).run(["slots"])
+    after = branches(done)
+    assert after["slots"] != before["slots"]
+    assert after["intent"] == before["intent"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from project.hostile import good_rows, write_jsonl
 
 from trunkline.project.config import TaskSettings
-from trunkline.project.data import TaskData, data_fields, hash_file, read_task, sources
+from trunkline.project.data import TaskData, data_fields, read_task, sources
 from trunkline.project.rows import Rows, fold
 
 quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -245,8 +244,3 @@ def test_fractions_and_seed_do_not_count_where_nothing_is_cut() -> None:
 def test_sources_are_local_files_by_split() -> None:
     found = sources(Path("root"), task(valid="../v.csv", test="hub:owner/name#test"))
     assert found == {"train": Path("root/train.jsonl"), "valid": Path("root/../v.csv")}
-
-
-def test_a_file_is_hashed_by_its_bytes(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc" * 100_000)
-    assert hash_file(tmp_path / "a") == hashlib.sha256(b"abc" * 100_000).hexdigest()

@@ -126,10 +126,6 @@ class Releases:
             same=tuple(task for task in both if before[task] == after[task]),
         )
 
-    def needed(self) -> frozenset[Path]:
-        """The bundles that some release names; a collector of garbage must leave them."""
-        return frozenset(self.folder(release) for release in self._read().history)
-
     def forget(self, keep: int) -> tuple[Release, ...]:
         """Drop all but the newest `keep` (at least one) and the live release; returns the dropped. Bundles stay."""
         with self._turn():

@@ -266,8 +266,8 @@ class Assembly:
         for task in waiting:
             if live is None or before is None or task not in before.branch:
                 continue
-            folder = self.releases.folder(live)
-            branches[task] = folder / read_manifest(folder).branches[task].file
+            # From the store, not from the live bundle: that one may be damaged.
+            branches[task] = self.store.get(before.branch[task]).folder / BRANCH
             for name in ("candidates_key", "chosen", "branch", "prepared"):
                 getattr(selection, name)[task] = getattr(before, name)[task]
         self.store.bundles.mkdir(parents=True, exist_ok=True)

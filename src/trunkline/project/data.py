@@ -20,7 +20,7 @@ from trunkline.project.labels import LabelSpace, check_labels, find_labels, labe
 from trunkline.project.parsing import Parsed, parse_rows
 from trunkline.project.readers import Table, read_table
 from trunkline.project.rows import Rows, fold
-from trunkline.project.sources import data_fields, hash_file, reads_pairs, sources
+from trunkline.project.sources import data_fields, reads_pairs, sources
 from trunkline.project.splits import Indices, Ties, overlapping, take_out
 from trunkline.project.tasks import Kind
 
@@ -28,7 +28,6 @@ __all__ = [
     "Rows",
     "TaskData",
     "data_fields",
-    "hash_file",
     "read_all",
     "read_project",
     "read_task",

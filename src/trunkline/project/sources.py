@@ -5,19 +5,12 @@ Enough for planning: reads no rows but the first one.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from trunkline.project.config import REPORTED, SPLITS, TaskSettings
 from trunkline.project.readers import peek_columns, read_table
 from trunkline.project.tasks import TARGET, Kind
-
-
-def hash_file(path: Path) -> str:
-    """sha256 of a file's bytes, read in pieces."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sources(root: Path, settings: TaskSettings) -> dict[str, Path]:
