@@ -150,7 +150,7 @@ def test_a_collector_learns_what_releases_need_and_forgetting_frees_it(home: Pat
 def test_a_damaged_list_of_releases_is_reported_and_kept(home: Path, content: bytes) -> None:
     (home / "releases.json").write_bytes(content)
     releases = Releases(home)
-    for call in (releases.live, releases.list, releases.live, releases.rollback):
+    for call in (releases.live, releases.list, releases.rollback):
         with pytest.raises(StoreError, match=r"releases\.json"):
             call()
     with pytest.raises(StoreError, match=r"releases\.json"):
