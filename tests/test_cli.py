@@ -232,6 +232,14 @@ def test_a_second_run_says_so_in_json(run: Run, trained: Path) -> None:
     assert run("-C", trained, "run", "--json").json == {"release": "r1", "ran": 0}
 
 
+def test_a_run_that_measures_again_keeps_the_release(run: Run, shop: Path) -> None:
+    assert "nothing to do" in run("-C", shop, "run").out
+    again = run("-C", shop, "run", "--remeasure", "--json")
+    assert (again.json["release"], again.json["ran"]) == ("r1", 0)
+    assert "measuring" in again.err
+    assert "nothing to do" in run("-C", shop, "run").out
+
+
 def test_only_the_edited_task_is_planned_and_released_anew(run: Run, shop: Path) -> None:
     retrain(shop)
     assert {step["stage"].split("/")[0] for step in run("-C", shop, "plan", "--json").json["steps"]} == {"mood"}

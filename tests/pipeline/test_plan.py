@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from projects import SORTS, write_settings, write_task
+from projects import SORTS, as_toml, write_settings, write_task
 
 from trunkline.errors import ProjectError
+from trunkline.pipeline.plan import record
 from trunkline.pipeline.project import Project
 
 Planned = Callable[[Path], dict[str, str]]
@@ -119,6 +120,35 @@ def test_a_plan_says_that_data_changed(done: Path, planned: Planned) -> None:
     found = planned(done)
     assert found.pop("intent/prepare") == "train data changed"
     assert all(why.startswith("follows intent/") for why in found.values())
+
+
+def test_a_set_of_the_hub_is_keyed_by_its_commit(done: Path, planned: Planned) -> None:
+    def at(commit: str) -> dict[str, str]:
+        data = {"train": f"hub:owner/messages@{commit * 40}#train"}
+        (done / "tasks" / "tone.toml").write_text(as_toml({"kind": "classification", "pair": "joint", "data": data}))
+        return {id: key for id, key in keys(done).items() if id.startswith("tone/")}
+
+    before = at("1")
+    assert changed(before, at("2")) == set(before)
+    assert at("1") == before
+    project = Project.load(done)
+    record(project.graph, project.store, ["tone"], ["intent", "slots", "urgency"])
+    at("2")
+    assert planned(done)["tone/prepare"] == "train data changed on the hub, 1111111 -> 2222222"
+
+
+def test_a_plan_of_one_task_needs_no_data_of_others(done: Path) -> None:
+    edit(done, "intent", "min_steps = 6", "min_steps = 7")
+    whole = Project.load(done).plan(["intent"])
+    (done / "data" / "slots.jsonl").unlink()
+    plan = Project.load(done).plan(["intent"])
+    assert {step.stage.task for step in plan.steps} == {"intent"}
+    assert (plan.steps, plan.merges, plan.removed) == (whole.steps, True, ())
+    for tasks in (["slots"], ["intent", "slots"], None):
+        with pytest.raises(ProjectError) as caught:
+            Project.load(done).plan(tasks)
+        [problem] = caught.value.problems
+        assert (problem.file, problem.where, problem.found) == ("tasks/slots.toml", "data.train", '"data/slots.jsonl"')
 
 
 def test_a_plan_says_which_task_is_new_or_gone(done: Path, planned: Planned) -> None:

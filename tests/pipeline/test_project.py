@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,47 @@ def test_a_first_run_of_one_task_releases_it_alone_and_the_next_adds_the_rest(fr
     assert branches(fresh)["intent"] == first["intent"]
 
 
+def test_a_run_of_one_task_needs_no_data_of_others_and_leaves_them_as_released(done: Path, planned: Planned) -> None:
+    before = branches(done)
+    write_task(done, "slots", **SORTS["slots"], tune={"min_steps": 7})
+    write_task(done, "intent", **SORTS["intent"], seed=3)
+    shutil.move(done / "data", done / "elsewhere")
+    (done / "data").mkdir()
+    for file in ("intent.jsonl", "intent-test.jsonl"):
+        shutil.copy2(done / "elsewhere" / file, done / "data" / file)
+    heard = Heard()
+    result = Project.load(done).run(["intent"], show=heard)
+    assert {stage.split("/")[0] for stage in heard.stages} == {"intent"}
+    assert [line.split(":")[0] for line in heard.said if "not here" in line] == ["slots", "urgency"]
+    assert set(result.report["tasks"]) == {"intent"}
+    after = branches(done)
+    assert {task for task in before if after[task] != before[task]} == {"intent"}
+    assert Project.load(done).evaluate().keys() == before.keys()
+    with pytest.raises(ProjectError, match=r"(?s)tasks/slots\.toml.*tasks/urgency\.toml"):
+        Project.load(done).run()
+    shutil.rmtree(done / "data")
+    shutil.move(done / "elsewhere", done / "data")
+    assert planned(done)["slots/tune/single/L1/s13"] == "schedule.min_steps 6 -> 7"
+    Project.load(done).run()
+    final = branches(done)
+    assert {task for task in final if final[task] != after[task]} <= {"slots"}
+
+
+def test_a_task_whose_data_were_away_is_chosen_anew_under_another_budget(done: Path) -> None:
+    write_settings(done, encoder=Project.load(done).files.settings.encoder, budget={"max_cost": 1.0})
+    for task in ("slots", "urgency"):
+        (done / "data" / f"{task}.jsonl").rename(done / f"{task}.jsonl")
+    Project.load(done).run(["intent"])
+    for task in ("slots", "urgency"):
+        (done / f"{task}.jsonl").rename(done / "data" / f"{task}.jsonl")
+    results = [Project.load(done).run(), Project.load(done).run(reselect=True)]
+    assert [result.ran for result in results] == [0, 0]
+    chosen, anew = (
+        {task: about["chosen"]["id"] for task, about in result.report["tasks"].items()} for result in results
+    )
+    assert chosen == anew
+
+
 def test_after_a_rollback_a_run_releases_what_the_files_say(done: Path) -> None:
     first = branches(done)
     write_task(done, "slots", **SORTS["slots"], seed=7)
@@ -177,6 +219,32 @@ def test_another_budget_selects_anew_without_training(done: Path) -> None:
     first, second = ({task: about["chosen"]["id"] for task, about in r["tasks"].items()} for r in reports)
     assert first == second
     assert before.items() <= stages(done).items()
+
+
+def test_costs_are_measured_again_only_where_that_is_asked_for(done: Path) -> None:
+    def measured() -> dict[str, tuple[int, int]]:
+        found = stages(done)
+        return {key: found[key] for key in found if "machine" in Project.load(done).store.get(key).fields}
+
+    before, trained, files = measured(), stages(done), branches(done)
+    Project.load(done).run(reselect=True)
+    assert measured() == before
+    [costs] = [key for key in before if "shapes" in Project.load(done).store.get(key).fields]
+    file = done / ".trunkline" / "stages" / costs / "stage.json"
+    busy = json.loads(file.read_text())
+    busy["result"]["trunk"] = {slot: [1e6 * ms for ms in each] for slot, each in busy["result"]["trunk"].items()}
+    file.write_text(json.dumps(busy))
+    assert Project.load(done).run(reselect=True).report["tasks"]["slots"]["baseline"]["ms"] > 1e4
+    heard = Heard()
+    result = Project.load(done).run(["slots"], remeasure=True, show=heard)
+    assert heard.stages == []
+    assert result.report["tasks"]["slots"]["baseline"]["ms"] < 1e4
+    assert measured().keys() == before.keys()
+    assert all(measured()[key] != before[key] for key in before)
+    assert {key: each for key, each in stages(done).items() if key not in before} == {
+        key: each for key, each in trained.items() if key not in before
+    }
+    assert branches(done) == files
 
 
 def test_a_quality_out_of_reach_is_not_met_and_the_best_is_taken(done: Path) -> None:
@@ -306,7 +374,12 @@ def test_a_run_of_one_task_under_another_budget_moves_no_other(done: Path) -> No
     assert Project.load(done).plan().merges  # the others are still to be chosen under it
 
 
-def test_one_task_is_not_trained_for_another_encoder_than_its_siblings(done: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("away", [[], ["intent", "urgency"]])
+def test_one_task_is_not_trained_for_another_encoder_than_its_siblings(
+    done: Path, tmp_path: Path, away: list[str]
+) -> None:
+    for task in away:
+        (done / "data" / f"{task}.jsonl").unlink()
     write_settings(done, encoder=str(tiny_encoder(tmp_path / "other", layers=3, seed=9)))
     with pytest.raises(UsageError, match=r"also intent, urgency: trunkline run"):
         Project.load(done).run(["slots"])

@@ -11,7 +11,6 @@ import pyarrow.parquet
 import pytest
 from project.hostile import write_jsonl
 
-from trunkline.errors import ProjectError
 from trunkline.project.config import TaskSettings
 from trunkline.project.data import read_task, reads_pairs
 from trunkline.project.readers import peek_columns, read_table
@@ -173,37 +172,6 @@ def test_what_a_task_says_decides_before_its_file(tmp_path: Path) -> None:
     assert reads_pairs(tmp_path, task("a.jsonl", columns={"text_pair": "other"}))
     assert reads_pairs(tmp_path, TaskSettings.model_validate({**task("a.jsonl").model_dump(), "pair": ["joint"]}))
     assert not reads_pairs(tmp_path, task("gone.jsonl"))
-
-
-# A folder of this shape is what the library takes for a set of the hub when it is offline.
-@pytest.fixture
-def hub_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    datasets = pytest.importorskip("datasets", reason="needs the extra [hub]")
-    folder = tmp_path / "owner" / "messages"
-    folder.mkdir(parents=True)
-    features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
-    )
-    rows = {"text": [f"message {i}" for i in range(40)], "label": [-1 if i == 7 else i % 2 for i in range(40)]}
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "train-00000-of-00001.parquet")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    return "hub:owner/messages#train"
-
-
-def test_a_set_of_the_hub_gives_named_labels(hub_set: str, tmp_path: Path) -> None:
-    data = read_task(tmp_path, "tone", task(hub_set))
-    assert data.labels == ("bad", "good")
-    assert f"{hub_set}: 1 row without a label left out" in data.notes
-    found = dict(zip(data.fit.texts, data.fit.targets, strict=True))
-    assert all(target == ("good" if int(text.split()[1]) % 2 else "bad") for text, target in found.items())
-
-
-def test_a_set_of_the_hub_that_cannot_be_loaded_is_one_problem(hub_set: str, tmp_path: Path) -> None:
-    with pytest.raises(ProjectError) as caught:
-        read_task(tmp_path, "tone", task(hub_set.replace("#train", "#nowhere")))
-    assert [(problem.file, problem.where) for problem in caught.value.problems] == [("tasks/tone.toml", "data.train")]
-    assert "nowhere" in str(caught.value)
 
 
 def test_columns_of_a_table_are_those_of_any_row(tmp_path: Path) -> None:

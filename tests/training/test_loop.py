@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from trunkline.training import loop
 from trunkline.training.loop import Outcome, Progress, Schedule, by_length, epoch_batches, fit, precision_of
 
 torch.set_num_threads(1)
@@ -109,6 +111,35 @@ def test_a_resumed_run_repeats_no_step_before_its_last_evaluation(tmp_path: Path
     calls: list[int] = []
     train(tmp_path / "c.pt", before=calls.append)
     assert len(calls) == 40 - 15
+
+
+def test_a_large_state_is_saved_less_often_and_a_killed_run_still_ends_with_the_very_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def large() -> Net:
+        net = Net()
+        net.spare = nn.Parameter(torch.zeros(4_500_000))  # 72 MB of state: a save every 6 seconds at most
+        return net
+
+    now = 0.0
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now))
+    calls: list[int] = []
+
+    def before(call: int, kill: int | None = None) -> None:
+        nonlocal now
+        now += 1.0  # a step takes a second, so that 5 pass between evaluations
+        calls.append(call)
+        if call == kill:
+            raise Killed
+
+    whole, expected = train(tmp_path / "whole.pt", net=large(), before=before)
+    with pytest.raises(Killed):
+        train(tmp_path / "killed.pt", net=large(), before=lambda call: before(call, kill=18))
+    calls.clear()
+    resumed, outcome = train(tmp_path / "killed.pt", net=large(), before=before)
+    assert len(calls) == 40 - 10, "saved at step 10, neither at 5 nor at 15"
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert outcome == expected
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ class Assembly:
     def check_trunk(self, asked: Sequence[str]) -> None:
         """Refuse to train some tasks for another trunk than the one that the others are released on."""
         live = self.releases.live()
-        kept = [task for task in live.tasks if task in self.graph.tasks and task not in asked] if live else []
+        kept = [task for task in live.tasks if task in self.files.tasks and task not in asked] if live else []
         if live is None or not kept:
             return
         if read_manifest(self.releases.folder(live)).trunk.fingerprint != self.source.fingerprint:
@@ -250,8 +250,10 @@ class Assembly:
         branches = {task: entry.folder / BRANCH for task, entry in chosen.items()}
         live = self.releases.live()
         before = None if live is None else self.selection(live)
+        others = self.files.tasks.keys() - chosen
+        waiting = {} if before is None else {task: key for task, key in before.branch.items() if task in others}
         budget_key = self._budget_key()
-        if before is not None and not set(chosen) <= set(asked):
+        if before is not None and not chosen.keys() | waiting.keys() <= set(asked):
             budget_key = before.budget_key  # some kept their branch under it; a run of all will choose anew
         selection = Selection(
             wish=self.wish(sorted(chosen), budget_key),
@@ -262,12 +264,9 @@ class Assembly:
             prepared={task: self.graph.keys[f"{task}/prepare"] for task in chosen},
             met=choice.met,
         )
-        waiting = [task for task in self.graph.tasks if task not in chosen]
-        for task in waiting:
-            if live is None or before is None or task not in before.branch:
-                continue
+        for task, key in waiting.items():
             # From the store, not from the live bundle: that one may be damaged.
-            branches[task] = self.store.get(before.branch[task]).folder / BRANCH
+            branches[task] = self.store.get(key).folder / BRANCH
             for name in ("candidates_key", "chosen", "branch", "prepared"):
                 getattr(selection, name)[task] = getattr(before, name)[task]
         self.store.bundles.mkdir(parents=True, exist_ok=True)

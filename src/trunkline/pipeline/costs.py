@@ -1,4 +1,4 @@
-"""What the parts of a merged model cost on this machine: measured once per set of shapes, kept in the store.
+"""What the parts of a merged model cost on this machine: measured once per set of shapes, kept until `forget`.
 
 Knows shapes and times. Which candidates have them, and what is made of it, is `assemble`'s matter.
 """
@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from trunkline.atomic import remove_folder
 from trunkline.model.source import Source
 from trunkline.pipeline.select import READS, TrunkCost
 from trunkline.pipeline.store import Store, key_of
@@ -71,6 +72,14 @@ def measure(
         store.put(key, fields, lambda _artifacts, _work: _measure(source, cost, names))
     result = store.get(key).result
     return Measured(TrunkCost(result["trunk"]), {shape: result["branch"][name] for name, shape in names.items()})
+
+
+def forget(store: Store) -> None:
+    """Drop every time that was measured on this machine, so that what is asked for next is measured again."""
+    here = machine()
+    for folder in sorted(store.stages.iterdir()):
+        if store.get(folder.name).fields.get("machine") == here:
+            remove_folder(folder)
 
 
 def _measure(source: Source, cost: CostSettings, names: Mapping[str, BranchShape]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from trunkline.model.source import Source
 from trunkline.pipeline.stages import Graph, Stage, StageKind
 from trunkline.pipeline.store import Entry, Store
 from trunkline.project.config import ProjectFiles
-from trunkline.project.data import TaskData, read_task
+from trunkline.project.data import TaskData, pinned, read_task
 
 if TYPE_CHECKING:
     from trunkline.model.trunk import Trunk
@@ -72,7 +72,8 @@ class Workshop:
         return self.store.get(self.graph.keys[id])
 
     def _prepare(self, stage: Stage, artifacts: Path) -> dict[str, Any]:
-        data = read_task(self.files.root, stage.task, self.files.tasks[stage.task])
+        settings = pinned(self.files.tasks[stage.task], stage.fields["sources"])
+        data = read_task(self.files.root, stage.task, settings)
         data.save(artifacts / DATA)
         for note in data.notes:
             self.say(f"{stage.task}: {note}")

@@ -6,7 +6,8 @@ Knows stages and keys. Runs nothing, imports no torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from trunkline.pipeline.stages import Graph, Stage
 from trunkline.pipeline.store import Store
 
 FILE = "plan.json"
+_AT_COMMIT = re.compile(r"(hub:.+)@(.+)(#.+)")
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,10 @@ def steps(graph: Graph, store: Store) -> list[Step]:
     return found
 
 
-def record(graph: Graph, store: Store, tasks: Sequence[str]) -> None:
-    """Remember what the stages of these tasks were made of, so that the next plan can say what changed."""
-    others = set(graph.tasks) - set(tasks)
+def record(graph: Graph, store: Store, tasks: Sequence[str], others: Collection[str]) -> None:
+    """Remember what the stages of these tasks were made of, so that the next plan can say what changed; what is known
+    of `others` stays.
+    """
     write_json(
         store.folder / FILE,
         {id: old for id, old in _recorded(store).items() if old["task"] in others}
@@ -95,8 +98,19 @@ def _changes(old: Any, new: Any, path: str = "") -> Iterator[str]:
             yield f"{path.removeprefix('files.')} data changed"
         elif path == "encoder":
             yield "another encoder"
+        elif path.startswith("sources.") and (commits := _commits(old, new)):
+            yield f"{path.removeprefix('sources.')} data changed on the hub, {commits}"
         else:
             yield f"{path} {_short(old)} -> {_short(new)}"
+
+
+def _commits(old: Any, new: Any) -> str:
+    """ "4f2a91c -> 0be71d3" for two names of one set of the hub, else nothing."""
+    named = [_AT_COMMIT.fullmatch(str(source)) for source in (old, new)]
+    before, after = (match and match.groups() for match in named)
+    if before is None or after is None or (before[0], before[2]) != (after[0], after[2]):
+        return ""
+    return f"{before[1][:7]} -> {after[1][:7]}"
 
 
 def _short(value: Any) -> str:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from trunkline.atomic import clear_leftovers, write_json, write_text
 from trunkline.bundle.release import Release, Releases
-from trunkline.errors import Problem, ProjectError, StoreError, UsageError, unknown
+from trunkline.errors import Problem, ProjectError, StoreError, TrunklineError, UsageError, unknown
 from trunkline.model.source import Source, resolve
 from trunkline.pipeline import plan as planning
 from trunkline.pipeline.assemble import Assembly
+from trunkline.pipeline.costs import forget
 from trunkline.pipeline.execute import Workshop
 from trunkline.pipeline.gc import Freed, collect
 from trunkline.pipeline.plan import Step
@@ -24,6 +25,7 @@ from trunkline.pipeline.stages import Graph, StageKind, TaskFiles, graph
 from trunkline.pipeline.store import Entry, Store
 from trunkline.project.config import ProjectFiles, TaskSettings, load_files
 from trunkline.project.data import read_project
+from trunkline.project.sources import Commits
 
 if TYPE_CHECKING:
     from trunkline.bundle import Bundle
@@ -79,17 +81,29 @@ class Project:
 
     @cached_property
     def graph(self) -> Graph:
-        """Every stage of every task. Raises ProjectError where data files are missing or the grid does not fit."""
+        """Every stage of every task. Raises ProjectError where data are missing or the grid does not fit."""
+        return self._graph(self.tasks)
+
+    def _graph(self, needed: Sequence[str]) -> Graph:
+        """Every stage of the tasks `needed`, and of others as far as their data are there."""
         problems: list[Problem] = []
         tasks: dict[str, TaskFiles] = {}
+        commits: Commits = {}
         for name, settings in self.files.tasks.items():
             try:
-                tasks[name] = TaskFiles.of(self.root, name, settings, self.store.hashes)
-            except ProjectError as error:
+                tasks[name] = TaskFiles.of(self.root, name, settings, self.store.hashes, commits)
+            except TrunklineError as error:
+                if name not in needed:
+                    continue
+                if not isinstance(error, ProjectError):
+                    raise
                 problems += error.problems
         if problems:
             raise ProjectError(problems)
         return graph(self.files, self.source, tasks)
+
+    def _graph_for(self, names: Sequence[str]) -> Graph:
+        return self.graph if set(names) == set(self.tasks) else self._graph(names)
 
     @property
     def tasks(self) -> list[str]:
@@ -101,43 +115,62 @@ class Project:
         return check(self.root)
 
     def plan(self, tasks: Sequence[str] | None = None) -> Plan:
-        """What `run` would do. Reads no data rows and imports no torch."""
+        """What `run` would do. Reads no data rows and imports no torch. Raises ProjectError where data that it needs
+        are missing: those of `tasks`, by default of all.
+        """
         names = self._named(tasks)
-        steps = [step for step in planning.steps(self.graph, self.store) if step.stage.task in names]
+        graph = self._graph_for(names)
+        steps = [step for step in planning.steps(graph, self.store) if step.stage.task in names]
         live = self.releases.live()
         removed = tuple(sorted(set(live.tasks) - set(self.tasks))) if live else ()
-        done = sum(self.graph.keys[stage.id] in self.store for stage in self.graph.stages.values())
-        current = live is not None and self._assembly(Silent()).up_to_date() and self._reported(live)
+        done = sum(graph.keys[stage.id] in self.store for stage in graph.stages.values())
+        assembly = self._assembly(graph, Silent())
+        current = live is not None and assembly.up_to_date() and self._reported(live, assembly)
         return Plan(steps, done, bool(steps) or not current, removed)
 
-    def run(self, tasks: Sequence[str] | None = None, *, reselect: bool = False, show: Show | None = None) -> RunResult:
+    def run(
+        self,
+        tasks: Sequence[str] | None = None,
+        *,
+        reselect: bool = False,
+        remeasure: bool = False,
+        show: Show | None = None,
+    ) -> RunResult:
         """Do every stage that is not done, then select, merge, prove, release and report.
 
-        With `tasks`, only theirs; other tasks stay as they were released. A released task keeps its branch while its
-        own stages and the budget are unchanged; `reselect` chooses anew for all.
+        With `tasks`, only theirs; other tasks stay as they were released, and their data need not be there. A released
+        task keeps its branch while its own stages and the budget are unchanged; `reselect` chooses anew for all.
+        Costs are measured once; `remeasure` does it again, as after a run on a machine that was busy.
         """
         show = show or Silent()
         names = self._named(tasks)
         with self.store.writing():
-            self._assembly(show).check_trunk(names)
-            steps = [step for step in planning.steps(self.graph, self.store) if step.stage.task in names]
-            workshop = Workshop(self.files, self.source, self.graph, self.store, show.say)
+            graph = self._graph_for(names)
+            assembly = self._assembly(graph, show)
+            assembly.check_trunk(names)
+            for task in sorted(set(self.tasks) - set(graph.tasks)):
+                show.say(f"{task}: its data are not here, so nothing of it is run or chosen")
+            steps = [step for step in planning.steps(graph, self.store) if step.stage.task in names]
+            workshop = Workshop(self.files, self.source, graph, self.store, show.say)
             for number, step in enumerate(steps, 1):
                 why = f"{step.why}; resumes" if step.resumes else step.why
                 show.begin(step.stage.id, number, len(steps), why)
                 started = time.monotonic()
                 entry = workshop.run(step.stage, show.advance)
                 show.done(step.stage.id, self._summary(entry, step), time.monotonic() - started)
-            planning.record(self.graph, self.store, names)
-            release, report = self._assemble(show, names, reselect=reselect)
+            planning.record(graph, self.store, names, set(self.tasks) - set(names))
+            if remeasure:
+                forget(self.store)
+            release, report = self._assemble(assembly, show, names, reselect=reselect, anew=reselect or remeasure)
             return RunResult(release, len(steps), report)
 
-    def _assemble(self, show: Show, names: list[str], *, reselect: bool) -> tuple[Release | None, dict[str, Any]]:
+    def _assemble(
+        self, assembly: Assembly, show: Show, names: list[str], *, reselect: bool, anew: bool
+    ) -> tuple[Release | None, dict[str, Any]]:
         from trunkline.pipeline.results import make_report
 
-        assembly = self._assembly(show)
         live = self.releases.live()
-        if live is not None and assembly.up_to_date() and not reselect and self._reported(live):
+        if live is not None and not anew and assembly.up_to_date() and self._reported(live, assembly):
             return live, self.report()
         done = assembly.finished(names)
         if not done:
@@ -150,9 +183,9 @@ class Project:
         self.write_page(report)
         return release, report
 
-    def _reported(self, release: Release) -> bool:
+    def _reported(self, release: Release, assembly: Assembly) -> bool:
         """Whether the last report is about this release: not after a rollback, nor where a kill came before it."""
-        selection = self._assembly(Silent()).selection(release)
+        selection = assembly.selection(release)
         try:
             report = self.report()
             return selection is not None and (report["release"]["id"], report["wish"]) == (release.id, selection.wish)
@@ -167,8 +200,8 @@ class Project:
         write_text(self.root / PAGE, render(report))
         return self.root / PAGE
 
-    def _assembly(self, show: Show) -> Assembly:
-        return Assembly(self.files, self.source, self.graph, self.store, show.say)
+    def _assembly(self, graph: Graph, show: Show) -> Assembly:
+        return Assembly(self.files, self.source, graph, self.store, show.say)
 
     @property
     def report_file(self) -> Path:
@@ -192,13 +225,16 @@ class Project:
         found = self.released(release)
         names = None if tasks is None else [self._known(task, found.tasks) for task in tasks]
         with self.store.writing():
-            return self._assembly(Silent()).evaluate(found, names)
+            return self._assembly(Graph({}), Silent()).evaluate(found, names)  # what is released needs no stages
 
-    def bundle(self, release: str | None = None) -> Bundle:
-        """The live (or named) release's merged model, loaded. Raises StoreError before the first release."""
+    def bundle(self, release: str | None = None, *, engine: str = "torch") -> Bundle:
+        """The live (or named) release's merged model, loaded; see `Bundle.load` for the engine.
+
+        Raises StoreError before the first release.
+        """
         from trunkline.bundle import Bundle
 
-        return Bundle.load(self.releases.folder(self.released(release)))
+        return Bundle.load(self.releases.folder(self.released(release)), engine=engine)
 
     def rollback(self, to: str | None = None) -> Release:
         """Make an earlier release live again, by default the one before."""
@@ -208,7 +244,7 @@ class Project:
     def gc(self, *, keep: int = 5, dry: bool = False) -> list[Freed]:
         """Free what neither the task files nor the newest `keep` releases and the live one need."""
         with self.store.writing():
-            return collect(self.graph, self.store, self._assembly(Silent()), keep=keep, dry=dry)
+            return collect(self.graph, self.store, self._assembly(self.graph, Silent()), keep=keep, dry=dry)
 
     def task(self, name: str) -> TaskSettings:
         """A task's settings. Raises UsageError for an unknown name."""

@@ -247,14 +247,13 @@ def reference_request(encoder: Encoder, batch: int, tokens: int, *, pairs: bool)
     """`batch` inputs whose texts (and pairs) are `tokens` tokens each, all different."""
     from trunkline.engine.base import Input
 
-    words = sorted(word for word in encoder.tokenizer.get_vocab() if word.isascii() and word.isalpha())
+    words = sorted(word for word in encoder.reader.tokenizer.get_vocab() if word.isascii() and word.isalpha())
     rng = np.random.default_rng(0)
+    limit = encoder.reader.max_positions
 
     def text() -> str:
         chosen = [words[i] for i in rng.integers(0, len(words), tokens)]
-        while (
-            len(chosen) > 1 and len(encoder.tokenize([" ".join(chosen)], max_tokens=encoder.max_positions)[0]) > tokens
-        ):
+        while len(chosen) > 1 and len(encoder.tokenize([" ".join(chosen)], max_tokens=limit)[0]) > tokens:
             chosen.pop()
         return " ".join(chosen)
 

@@ -20,7 +20,9 @@ from trunkline.errors import Problem, ProjectError
 from trunkline.model.source import Source, hash_files
 from trunkline.pipeline.store import key_of
 from trunkline.project.config import ProjectFiles, TaskSettings
-from trunkline.project.data import data_fields, read_task, reads_pairs, sources
+from trunkline.project.data import data_fields, hub_sets, pinned, read_task, reads_pairs, sources
+from trunkline.project.hub import HubError
+from trunkline.project.sources import Commits
 from trunkline.project.tasks import Kind
 
 
@@ -54,7 +56,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Graph:
-    """All stages of a project, every stage after those it needs."""
+    """The stages of a project's tasks, every stage after those it needs."""
 
     stages: dict[str, Stage]
 
@@ -79,32 +81,43 @@ class Graph:
 
 @dataclass(frozen=True)
 class TaskFiles:
-    """What planning knows of a task's data: a content hash per split, and whether it holds pairs."""
+    """What planning knows of a task's data: a content hash per local file and a name with its commit per set of the
+    hub, by split, and whether the task reads pairs.
+    """
 
     hashes: dict[str, str]
+    sets: dict[str, str]
     pairs: bool
 
     @classmethod
-    def of(cls, root: Path, name: str, settings: TaskSettings, cache: Path) -> TaskFiles:
-        """Hash the data files of a task, hashes of unchanged files taken from `cache`. Raises ProjectError."""
+    def of(cls, root: Path, name: str, settings: TaskSettings, cache: Path, commits: Commits) -> TaskFiles:
+        """Identify the data of a task: hashes of unchanged files are taken from `cache`, commits known from `commits`.
+
+        Raises ProjectError, MissingExtra.
+        """
         files = sources(root, settings)
         if any(not path.is_file() for path in files.values()):
             read_task(root, name, settings)  # says what is missing, with all else that is wrong
         hashes = hash_files(files.values(), cache)
-        return cls({split: hashes[str(path)] for split, path in files.items()}, reads_pairs(root, settings))
+        sets = hub_sets(name, settings, commits)
+        try:
+            pairs = reads_pairs(root, pinned(settings, sets))
+        except HubError as error:
+            raise ProjectError([error.problem((f"tasks/{name}.toml", "data.train"), settings.data.train)]) from error
+        return cls({split: hashes[str(path)] for split, path in files.items()}, sets, pairs)
 
 
 def graph(files: ProjectFiles, source: Source, tasks: Mapping[str, TaskFiles]) -> Graph:
-    """The stages of every task.
+    """The stages of the tasks whose data are given.
 
-    Raises ProjectError where the grid does not fit the encoder.
+    Raises ProjectError where the grid of any task does not fit the encoder.
     """
     problems = list(_misfits(files, source))
     if problems:
         raise ProjectError(problems)
     stages: dict[str, Stage] = {}
-    for name, settings in files.tasks.items():
-        for stage in _task_stages(name, settings, files, source, tasks[name]):
+    for name, data in tasks.items():
+        for stage in _task_stages(name, files.tasks[name], files, source, data):
             stages[stage.id] = stage
     return Graph(stages)
 
@@ -155,7 +168,7 @@ def _task_stages(
         StageKind.PREPARE,
         name,
         {
-            **data_fields(settings),
+            **data_fields(pinned(settings, data.sets)),
             "files": data.hashes,
         },
     )

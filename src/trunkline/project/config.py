@@ -18,7 +18,10 @@ from pydantic_core import PydanticCustomError
 from trunkline.project.tasks import DEFAULT_METRIC, Kind
 
 TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-HUB_NAME = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[^#:]+))?#(?P<split>.+)")
+HUB_NAME = re.compile(
+    r"hub:(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[^#:@]+))?(?:@(?P<revision>[^#@\s]+))?#(?P<split>.+)"
+)
+HUB_FORM = '"hub:owner/name[:config][@revision]#split"'
 REPORTED = ("dev", "test")
 SPLITS = ("train", "valid", *REPORTED)
 
@@ -59,9 +62,7 @@ Text = Annotated[str, AfterValidator(_filled), "text"]
 Searched = BeforeValidator(_listed)
 Distinct = AfterValidator(_distinct)
 Layers = Annotated[list[Annotated[int, Field(ge=1)]], Searched, Distinct]
-Source = Annotated[
-    str, AfterValidator(_source), 'a path from the project\'s folder, or "hub:owner/name[:config]#split"'
-]
+Source = Annotated[str, AfterValidator(_source), f"a path from the project's folder, or {HUB_FORM}"]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -159,7 +160,9 @@ class ColumnSettings(Settings):
 class DataSettings(Settings):
     """Where a task's rows are and how they are cut."""
 
-    train: Source = Field(description='File, from the project\'s folder, or "hub:owner/name[:config]#split".')
+    train: Source = Field(
+        description=f"File, from the project's folder, or {HUB_FORM}; a set of the hub is identified by its commit."
+    )
     valid: Source | None = Field(default=None, description="Rows to select on; by default cut from train.")
     dev: Source | None = Field(default=None, description="Rows to report on.")
     test: Source | None = Field(

@@ -16,11 +16,12 @@ import numpy as np
 from trunkline.errors import Problem, ProjectError
 from trunkline.project.config import REPORTED, SPLITS, ProjectFiles, TaskSettings
 from trunkline.project.files import parse_files
+from trunkline.project.hub import HubError
 from trunkline.project.labels import LabelSpace, check_labels, find_labels, label_lists
 from trunkline.project.parsing import Parsed, parse_rows
 from trunkline.project.readers import Table, read_table
 from trunkline.project.rows import Rows, fold
-from trunkline.project.sources import data_fields, reads_pairs, sources
+from trunkline.project.sources import data_fields, hub_sets, pinned, reads_pairs, sources
 from trunkline.project.splits import Indices, Ties, overlapping, take_out
 from trunkline.project.tasks import Kind
 
@@ -28,6 +29,8 @@ __all__ = [
     "Rows",
     "TaskData",
     "data_fields",
+    "hub_sets",
+    "pinned",
     "read_all",
     "read_project",
     "read_task",
@@ -140,7 +143,10 @@ class _Reading:
         self.space = LabelSpace()
 
     def read(self) -> TaskData:
-        pairs = reads_pairs(self.root, self.settings)
+        try:
+            pairs = reads_pairs(self.root, self.settings)
+        except HubError as error:
+            raise ProjectError([error.problem((self.task_file, "data.train"), self.data.train)]) from error
         for split in SPLITS:
             self._parse(split, pairs)
         if "train" in self.parsed:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trunkline.errors import MissingExtra, Problem
-from trunkline.project.config import HUB_NAME
+from trunkline.errors import Problem
 from trunkline.project.explain import show
+from trunkline.project.hub import HubError, HubSet, read_set
 
 EXTENSIONS = (".jsonl", ".csv", ".tsv", ".parquet")
 SHOWN = 10
@@ -231,41 +231,13 @@ def _parquet(path: Path, file: str) -> Table | list[Problem]:
 
 
 def _hub(source: str, where: tuple[str, str]) -> Table | list[Problem]:
+    wanted = HubSet.parse(source)
     try:
-        import datasets
-    except ImportError:
-        raise MissingExtra("hub", f"reading {source}") from None
-    name = HUB_NAME.fullmatch(source)
-    if name is None:
-        return [Problem(*where, "not a hub name", show(source), '"hub:owner/name[:config]#split"')]
-    try:
-        loaded = datasets.load_dataset(name["name"], name["config"], split=name["split"])
-    except Exception as error:  # the library raises anything from its own and from pandas, pyarrow and fsspec
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        return [
-            Problem(*where, "cannot be loaded from the hub", f"{show(source)}: {said[0]}", "a public or cached set")
-        ]
-    names = {column: named for column, kind in loaded.features.items() if (named := _class_names(kind)) is not None}
-    rows = [{column: _named(cell, names.get(column)) for column, cell in row.items()} for row in loaded]
-    if not rows:
-        return _no_rows(source)
-    stem = f"{name['name'].split('/')[1]}-{name['split']}"
-    return Table(source, stem, tuple(loaded.column_names), rows, list(range(1, len(rows) + 1)), unit="row")
-
-
-def _class_names(kind: Any) -> list[str] | None:
-    inner = getattr(kind, "feature", kind)
-    names = getattr(inner, "names", None)
-    return list(names) if names else None
-
-
-def _named(cell: Any, names: list[str] | None) -> Any:
-    if names is None:
-        return cell
-    if isinstance(cell, list):
-        return [_named(part, names) for part in cell]
-    # Unlabelled splits of the hub carry -1.
-    return names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else None
+        columns, rows = read_set(wanted)
+    except HubError as error:
+        return [error.problem(where, source)]
+    stem = f"{wanted.name.split('/')[1]}-{wanted.split}"
+    return Table(source, stem, columns, rows, list(range(1, len(rows) + 1)), unit="row") if rows else _no_rows(source)
 
 
 def _no_rows(file: str) -> list[Problem]:
