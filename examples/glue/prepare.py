@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -24,6 +24,11 @@ class Task:
     metric: str
     pair: bool = False
     positive: str | None = None
+    epochs: int = 3
+    # What is searched by default: tuned layers, a student's layers, readings of a pair.
+    tune: tuple[int, ...] = (2, 3, 4)
+    distill: tuple[int, ...] = (1, 2, 3)
+    readings: tuple[str, ...] = ("joint", "separate")
     group: str = "glue"
     folder: str = ""
     # GLUE keeps the labels of test to itself, so dev is what is reported and valid comes from train.
@@ -36,10 +41,10 @@ class Task:
 
 SNIPS_FILES = (("train", "train"), ("valid", "dev"), ("test", "test"))
 GLUE = (
-    Task("cola", "classification", "matthews"),
-    Task("mrpc", "classification", "accuracy", pair=True, positive="equivalent"),
-    Task("rte", "classification", "accuracy", pair=True),
-    Task("stsb", "regression", "pearson_spearman", pair=True),
+    Task("cola", "classification", "matthews", epochs=5),
+    Task("mrpc", "classification", "accuracy", True, "equivalent", 5, (3, 4), (2,), ("separate",)),
+    Task("rte", "classification", "accuracy", True, None, 5, (3, 4), (2,)),
+    Task("stsb", "regression", "pearson_spearman", True, None, 5, (3, 4), (2,), ("separate",)),
     Task("sst2", "classification", "accuracy"),
     Task("qnli", "classification", "accuracy", pair=True),
     Task("qqp", "classification", "accuracy", pair=True, positive="duplicate"),
@@ -52,7 +57,7 @@ SNIPS = (
 OPTIONAL = ("valid",)  # cut from train where the file is absent
 
 
-def project_file(encoder: str, seed: int) -> str:
+def project_file(encoder: str, seed: int, max_cost: float | None) -> str:
     """Text of project.toml."""
     return f"""\
 # Written by examples/glue/prepare.py.
@@ -60,20 +65,11 @@ encoder = {json.dumps(encoder)}
 seed = {seed}
 
 [budget]
-min_relative_quality = 0.99
+{"min_relative_quality = 0.99" if max_cost is None else f"max_cost = {max_cost}"}
 """
 
 
-@dataclass(frozen=True)
-class Grid:
-    """What is searched for each task: tuned layers, a student's own layers, readings of a pair."""
-
-    tune: list[int]
-    distill: list[int]
-    pair: list[str]
-
-
-def task_file(task: Task, files: dict[str, str], rows: int, grid: Grid) -> str:
+def task_file(task: Task, files: dict[str, str], rows: int) -> str:
     """Text of tasks/NAME.toml; `files` holds the path of each split, `rows` the most that are trained on (0: all)."""
     lines = [
         "# Written by examples/glue/prepare.py.",
@@ -82,22 +78,15 @@ def task_file(task: Task, files: dict[str, str], rows: int, grid: Grid) -> str:
         "max_tokens = 128",
     ]
     lines += [f'positive = "{task.positive}"'] if task.positive else []
-    lines += [f"pair = {json.dumps(grid.pair)}"] if task.pair else []
+    lines += [f"pair = {json.dumps(task.readings)}"] if task.pair else []
     lines += ["", "[data]", *(f"{split} = {json.dumps(path)}" for split, path in files.items())]
     lines += [f"max_train_rows = {rows}"] if rows else []
-    lines += [
-        "",
-        "[tune]",
-        f"layers = {grid.tune}",
-        "learning_rate = 2e-4",
-        "",
-        "[distill]",
-        f"layers = {grid.distill}",
-        "learning_rate = 2e-4",
-        "",
-        "[full]",
-        "learning_rate = 1e-4",
-    ]
+    for stage, head, rate in (
+        ("tune", [f"layers = {list(task.tune)}"], "2e-4"),
+        ("distill", [f"layers = {list(task.distill)}"], "2e-4"),
+        ("full", [], "1e-4"),
+    ):
+        lines += ["", f"[{stage}]", *head, f"epochs = {task.epochs}", f"learning_rate = {rate}"]
     return "\n".join(lines) + "\n"
 
 
@@ -118,19 +107,19 @@ def split_files(task: Task, data: Path, out: Path) -> tuple[dict[str, str], list
     return files, missing
 
 
-def prepare(data: Path, out: Path, tasks: list[Task], *, rows: int, encoder: str, seed: int, grid: Grid) -> list[str]:
+def prepare(data: Path, out: Path, tasks: list[Task], *, rows: int, project: str) -> list[str]:
     """Write the project folder; with anything missing, write nothing and return what is."""
     texts, problems = {}, []
     for task in tasks:
         files, missing = split_files(task, data, out)
         problems += missing
-        texts[f"{task.name}.toml"] = task_file(task, files, rows, grid)
+        texts[f"{task.name}.toml"] = task_file(task, files, rows)
     if problems:
         return problems
     (out / "tasks").mkdir(parents=True, exist_ok=True)
     for task in (*GLUE, *SNIPS):  # a task that was chosen last time is not a task of this project any more
         (out / "tasks" / f"{task.name}.toml").unlink(missing_ok=True)
-    (out / "project.toml").write_text(project_file(encoder, seed), encoding="utf-8")
+    (out / "project.toml").write_text(project, encoding="utf-8")
     for name, text in texts.items():
         (out / "tasks" / name).write_text(text, encoding="utf-8")
     return []
@@ -154,9 +143,10 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=10_000, help="most training rows of a task, 0 for all (10000)")
     parser.add_argument("--encoder", default="minilm", help="the trunk (minilm)")
     parser.add_argument("--seed", type=int, default=13, help="seed of training (13)")
-    parser.add_argument("--tune", type=int, nargs="+", default=[2, 3], help="tuned layers L, searched (2 3)")
-    parser.add_argument("--distill", type=int, nargs="*", default=[1, 2], help="a student's layers l, searched (1 2)")
-    parser.add_argument("--pair", nargs="+", default=["joint", "separate"], choices=["joint", "separate"])
+    parser.add_argument("--tune", type=int, nargs="+", help="tuned layers L, searched (by task)")
+    parser.add_argument("--distill", type=int, nargs="*", help="a student's layers l, searched (by task)")
+    parser.add_argument("--pair", nargs="+", choices=["joint", "separate"], help="readings, searched (by task)")
+    parser.add_argument("--max-cost", type=float, help="budget: most time, as a share of separate full models'")
     parser.add_argument("--replace", action="store_true", help="write over a project that is there")
     options = parser.parse_args()
     tasks, unknown = choose(options.tasks, options.snips)
@@ -167,10 +157,11 @@ def main() -> int:
     if (options.out / "project.toml").exists() and not options.replace:
         parser.error(f"{options.out} is a project already; --replace writes over it")
     data = find_data(options.data)
-    grid = Grid(options.tune, options.distill, options.pair)
-    problems = prepare(
-        data, options.out, tasks, rows=options.rows, encoder=options.encoder, seed=options.seed, grid=grid
-    )
+    asked = {"tune": options.tune, "distill": options.distill, "readings": options.pair}
+    asked = {field: tuple(values) for field, values in asked.items() if values is not None}
+    tasks = [replace(task, **asked) for task in tasks]
+    project = project_file(options.encoder, options.seed, options.max_cost)
+    problems = prepare(data, options.out, tasks, rows=options.rows, project=project)
     if problems:
         print(
             "\n".join(["these files are missing (README.md says how the folder has to look):", *problems]),
