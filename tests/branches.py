@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from trunkline.model.source import Source, resolve
 from trunkline.model.trunk import Trunk
 from trunkline.project.tasks import DEFAULT_METRIC, Kind
 
-torch.set_num_threads(1)  # tensors this small only wait for a second thread
+# Tensors this small only wait for a second thread.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 LABELS: dict[str, tuple[str, ...]] = {
     "classification": ("alarm", "music", "weather"),

@@ -298,8 +298,8 @@ def test_a_length_the_encoder_cannot_read_is_refused(folders: dict[str, Path], l
 @torch.no_grad()
 def test_the_longest_allowed_text_can_be_read(folders: dict[str, Path], family: str) -> None:
     encoder = Encoder.load(folders[family])
-    rows = encoder.tokenize(["the " * 600, "yes"], max_tokens=encoder.max_positions)
-    assert len(rows[0]) == encoder.max_positions
+    rows = encoder.tokenize(["the " * 600, "yes"], max_tokens=encoder.reader.max_positions)
+    assert len(rows[0]) == encoder.reader.max_positions
     batch = encoder.collate(rows)
     assert encoder.hidden_states(batch)[-1][batch.mask].isfinite().all()
 
@@ -307,7 +307,7 @@ def test_the_longest_allowed_text_can_be_read(folders: dict[str, Path], family: 
 def test_a_vocabulary_without_tokenizer_json_is_converted(folders: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(folders["bert"], tmp_path / "vocab")
     encoder = Encoder.load(folders["bert"])
-    pieces = sorted(encoder.tokenizer.get_vocab().items(), key=lambda item: item[1])
+    pieces = sorted(encoder.reader.tokenizer.get_vocab().items(), key=lambda item: item[1])
     (tmp_path / "vocab" / "vocab.txt").write_text("\n".join(piece for piece, _ in pieces) + "\n")
     (tmp_path / "vocab" / "tokenizer.json").unlink()
     (tmp_path / "vocab" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))

@@ -83,7 +83,7 @@ def test_every_tag_stands_at_the_first_subword_of_its_word(make: Any, trunk: Tru
         words = examples.rows.texts[row].split()
         tags = iter(examples.rows.targets[row])
         for token, target in zip(batch.ids[row].tolist(), targets[row].tolist(), strict=True):
-            piece = trunk.encoder.tokenizer.id_to_token(token) or ""
+            piece = trunk.encoder.reader.tokenizer.id_to_token(token) or ""
             if target == IGNORE:
                 assert piece.startswith(("##", "["))
             else:

@@ -150,7 +150,7 @@ def test_states_that_float16_cannot_hold_are_kept_in_float32(trunk: Trunk, tmp_p
     hook = trunk.encoder.layers[0].register_forward_hook(louder)
     try:
         values, mask = StateCache(tmp_path, 10**9).states(trunk, slot(trunk), [1])[1].batch([0, 4])
-        batch = collate([slot(trunk).rows[i] for i in (0, 3)], trunk.encoder.pad_id)
+        batch = collate([slot(trunk).rows[i] for i in (0, 3)], trunk.encoder.reader.pad_id)
         expected = trunk.states(batch, [1])[1]
     finally:
         hook.remove()

@@ -6,42 +6,75 @@ engine's matter. torch is imported when a bundle is loaded, not before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trunkline.bundle.manifest import TRUNK, Manifest, bundle_id, verify
 from trunkline.bundle.probes import Probes, deviation
 from trunkline.engine.base import BATCH_SIZE, Engine, Input, ItemError, Logits, predict
-from trunkline.errors import BundleError, EncoderError
+from trunkline.errors import BundleError, EncoderError, UsageError, unknown
 from trunkline.project.tasks import Answer
 
 if TYPE_CHECKING:
-    from trunkline.model.branch import BranchSpec
+    from trunkline.engine.load import Loader
+    from trunkline.model.branch import Branch, BranchSpec
+    from trunkline.model.trunk import Trunk
 
 
 class Bundle:
     """A merged model: one trunk and a branch per task. `id` names its content."""
 
-    def __init__(self, folder: Path, id: str, manifest: Manifest, engine: Engine) -> None:
+    def __init__(self, folder: Path, id: str, manifest: Manifest, loader: Loader, engine: Engine) -> None:
         self.folder = folder
         self.id = id
         self.manifest = manifest
+        self.loader = loader
         self.engine = engine
 
     @classmethod
-    def load(cls, path: Path | str, *, device: str = "cpu") -> Bundle:
-        """Check the bundle in the folder `path` and load it. Raises BundleError where it is not whole or unchanged."""
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        engine: str = "torch",
+        dtype: str = "auto",
+        device: str = "cpu",
+        tasks: Collection[str] | None = None,
+        previous: Bundle | None = None,
+    ) -> Bundle:
+        """Check the bundle in the folder `path` and load it, all of it or only `tasks`.
+
+        `engine` is "torch" (the float32 reference), "openvino" or "auto"; `dtype` and `device` may be left to it too.
+        What a `previous` bundle has loaded of the same trunk and branches is taken over with its engine, and not read
+        again. Raises BundleError where the bundle is not whole or unchanged, UsageError for an unknown task, engine,
+        dtype or device.
+        """
+        from trunkline.engine.choose import choose
+        from trunkline.engine.load import Loader
+
         folder = Path(path)
-        manifest = verify(folder)
-        files = {task: folder / entry.file for task, entry in manifest.branches.items()}
-        engine = load_engine(folder / TRUNK, manifest.trunk.fingerprint, files, device=device)
-        return cls(folder, bundle_id(folder), manifest, engine)
+        manifest = verify(folder, trusted={} if previous is None else previous.manifest.files())
+        for task in tasks or ():
+            if task not in manifest.branches:
+                raise UsageError(unknown("task", task, manifest.branches))
+        wanted = {task: entry for task, entry in manifest.branches.items() if tasks is None or task in tasks}
+        if previous is not None and previous.manifest.trunk.fingerprint == manifest.trunk.fingerprint:
+            loader = previous.loader
+        else:
+            trunk = load_trunk(folder / TRUNK, manifest.trunk.fingerprint)
+            loader = Loader(trunk, choose(trunk, engine, dtype, device))
+        sources = {
+            task: (entry.sha256, partial(load_task, folder / entry.file, task, loader.trunk))
+            for task, entry in wanted.items()
+        }
+        return cls(folder, bundle_id(folder), manifest, loader, loader.engine(sources))
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks that it answers, sorted."""
-        return tuple(sorted(self.manifest.branches))
+        return tuple(sorted(self.engine.specs))
 
     @property
     def specs(self) -> Mapping[str, BranchSpec]:
@@ -75,20 +108,22 @@ class Bundle:
         return {task: deviation(probes.logits_of(task), found[task]) for task in self.tasks}
 
 
-def load_engine(trunk: Path, fingerprint: str, branches: Mapping[str, Path], *, device: str = "cpu") -> Engine:
-    """The reference engine over an encoder's folder and branch files by task. Raises BundleError for a misfit."""
-    from trunkline.engine.torch import TorchEngine
-    from trunkline.model.branch import load_branch
+def load_trunk(folder: Path, fingerprint: str) -> Trunk:
+    """The trunk in a bundle's folder. Raises BundleError where it cannot be loaded."""
     from trunkline.model.encoders import Encoder
     from trunkline.model.trunk import Trunk
 
     try:
-        encoder = Encoder.load(trunk)
+        return Trunk(Encoder.load(folder), fingerprint)
     except EncoderError as error:
         raise BundleError(f"the trunk cannot be loaded: {error}") from error
-    loaded = {}
-    for task, path in sorted(branches.items()):
-        loaded[task] = load_branch(path, encoder)
-        if loaded[task].spec.task != task:
-            raise BundleError(f"{path} holds the branch of task '{loaded[task].spec.task}', not of '{task}'")
-    return TorchEngine(Trunk(encoder, fingerprint), loaded, device=device)
+
+
+def load_task(path: Path, task: str, trunk: Trunk) -> Branch:
+    """The branch of a task from its file. Raises BundleError where it belongs to another task or trunk."""
+    from trunkline.model.branch import load_branch
+
+    branch = load_branch(path, trunk.encoder)
+    if branch.spec.task != task:
+        raise BundleError(f"{path} holds the branch of task '{branch.spec.task}', not of '{task}'")
+    return branch

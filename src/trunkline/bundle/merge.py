@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trunkline.atomic import clear_leftovers, exclusive, publish_folder, scratch_folder, staging_path, write_json
-from trunkline.bundle.loaded import Bundle, load_engine
+from trunkline.bundle.loaded import Bundle, load_task, load_trunk
 from trunkline.bundle.manifest import (
     BRANCHES,
     MANIFEST,
@@ -129,12 +129,15 @@ def _prove(
     before: Bundle | None,
 ) -> Probes:
     """The proofs of promises 1 and 2; returns the probes with the merged model's logits."""
-    staged = {task: scratch / entry.file for task, entry in manifest.branches.items()}
-    engine = load_engine(scratch / TRUNK, source.fingerprint, staged)
+    from trunkline.engine.torch import TorchEngine
+
+    trunk = load_trunk(scratch / TRUNK, source.fingerprint)
+    staged = {task: load_task(scratch / entry.file, task, trunk) for task, entry in manifest.branches.items()}
+    engine = TorchEngine(trunk, staged)
     merged = engine.logits(probes, branch_files)
     if before is not None:
         _prove_isolation(before, manifest, engine, probes)
-    del engine
+    del trunk, staged, engine
     _prove_single(source, branch_files, probes, merged)
     return Probes.made(probes, merged)
 

@@ -92,7 +92,7 @@ def alone(trunk: Trunk, branch: Branch, inputs: Sequence[Input]) -> list[Result]
     results: list[Result] = []
     for item in inputs:
         reason = fault(item, spec.reading.slots, words=spec.kind is Kind.TAGGING)
-        groups = [read_group(trunk.encoder, [item], [0], slot, spec.max_tokens) for slot in spec.reading.slots]
+        groups = [read_group(trunk.encoder.reader, [item], [0], slot, spec.max_tokens) for slot in spec.reading.slots]
         reason = reason or next((group.faults[0] for group in groups if group.faults), None)
         if reason is not None:
             results.append(reason)
@@ -102,8 +102,7 @@ def alone(trunk: Trunk, branch: Branch, inputs: Sequence[Input]) -> list[Result]
             states = [trunk.states(tokens, [spec.fork])[spec.fork] for tokens in reads]  # (1, T, H) each
             values = branch(trunk.encoder, states, [tokens.mask for tokens in reads])[0].numpy()  # (C,) or (T, C)
         if spec.kind is Kind.TAGGING:
-            outside = spec.labels.index("O") if "O" in spec.labels else 0
-            values = word_logits(values, first_subwords(groups[0].tokens[0], item.spans()), outside)
+            values = word_logits(values, first_subwords(groups[0].tokens[0], item.spans()), spec.outside)
         results.append(values)
     return results
 

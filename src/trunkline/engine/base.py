@@ -8,7 +8,7 @@ no tensors and no encoder; how the logits are computed is the engine's own matte
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -50,6 +50,34 @@ class ItemError:
         return {"error": self.message}
 
 
+@dataclass(frozen=True)
+class Job:
+    """One input and the tasks that are asked of it."""
+
+    item: Input | ItemError
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What runs took, as sums, so that runs add up. Times in seconds; `tokens` and `padded` are tokens through the
+    trunk without and with padding, `layers` trunk layers summed over rows, `hits` rows whose states were cached.
+    """
+
+    tokenise: float = 0.0
+    trunk: float = 0.0
+    branches: float = 0.0
+    rows: int = 0
+    tokens: int = 0
+    padded: int = 0
+    layers: int = 0
+    hits: int = 0
+    misses: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+
 class Engine(Protocol):
     """Computes logits of tasks for inputs.
 
@@ -66,6 +94,13 @@ class Engine(Protocol):
         self, inputs: Sequence[Input | ItemError], tasks: Iterable[str], *, batch_size: int = BATCH_SIZE
     ) -> dict[str, list[Logits | ItemError]]:
         """Per task, one result per input in the order given. Raises UsageError for an unknown task."""
+        ...
+
+    def run(self, jobs: Sequence[Job]) -> tuple[list[dict[str, Logits | ItemError]], Work]:
+        """Per job, one result per task asked of it; all jobs share what passes of the trunk they can.
+
+        Raises UsageError for an unknown task.
+        """
         ...
 
 
@@ -96,7 +131,7 @@ def _typed(text: Any, text_pair: Any, words: Any) -> Input | ItemError:
         return Input(text, text_pair)
     try:
         return Input(text, text_pair, tuple((int(start), int(end)) for start, end in words))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return ItemError("words must be a list of [start, end] character positions")
 
 
@@ -160,6 +195,16 @@ def predict(
     names = known_tasks(engine.specs, tasks)
     found = engine.logits(items, names, batch_size=batch_size)
     return [{name: _answer(engine.specs[name], items[i], found[name][i]) for name in names} for i in range(len(items))]
+
+
+def answers(
+    engine: Engine, jobs: Sequence[Job], found: Sequence[Mapping[str, Logits | ItemError]]
+) -> list[dict[str, Answer | ItemError]]:
+    """Answers from the results of `Engine.run` on these jobs."""
+    return [
+        {name: _answer(engine.specs[name], job.item, logits) for name, logits in results.items()}
+        for job, results in zip(jobs, found, strict=True)
+    ]
 
 
 def _answer(spec: BranchSpec, item: Input | ItemError, logits: Logits | ItemError) -> Answer | ItemError:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from trunkline.engine.base import Input, ItemError, fault
 from trunkline.errors import EncoderError
-from trunkline.model.encoders import Encoder
+from trunkline.model.reader import TextReader
 from trunkline.model.tokens import TokenRow
 
 Ids = tuple[tuple[int, ...], tuple[int, ...]]  # the ids and types of a row: all that the trunk sees of it
@@ -52,7 +52,7 @@ def _length(item: Input | ItemError) -> int:
 
 
 def read_group(
-    encoder: Encoder, inputs: Sequence[Input | ItemError], batch: Sequence[int], slot: str, max_tokens: int
+    reader: TextReader, inputs: Sequence[Input | ItemError], batch: Sequence[int], slot: str, max_tokens: int
 ) -> Group:
     """The token rows of one slot for the inputs at the positions in `batch`, cut to `max_tokens`."""
     faults: dict[int, ItemError] = {}
@@ -63,10 +63,10 @@ def read_group(
         if reason is not None:
             faults[i] = reason
         elif isinstance(item, Input):
-            texts[i] = _texts(item, slot)
+            texts[i] = texts_of(item, slot)
     tokens: dict[int, TokenRow] = {}
     distinct: dict[Ids, TokenRow] = {}
-    for i, row in zip(texts, _tokenize(encoder, list(texts.values()), max_tokens), strict=True):
+    for i, row in zip(texts, tokenize(reader, list(texts.values()), max_tokens), strict=True):
         if isinstance(row, ItemError):
             faults[i] = row
         else:
@@ -77,7 +77,8 @@ def read_group(
     return Group(tuple(distinct), tuple(distinct.values()), row_of, tokens, faults)
 
 
-def _texts(item: Input, slot: str) -> tuple[str, str | None]:
+def texts_of(item: Input, slot: str) -> tuple[str, str | None]:
+    """What the tokenizer gets of an input in one slot."""
     if slot == "joint":
         return item.text, item.text_pair
     return (item.text if slot == "text" else item.text_pair or ""), None
@@ -87,18 +88,18 @@ def _ids(row: TokenRow) -> Ids:
     return tuple(row.ids), tuple(row.types)
 
 
-def _tokenize(
-    encoder: Encoder, texts: Sequence[tuple[str, str | None]], max_tokens: int
+def tokenize(
+    reader: TextReader, texts: Sequence[tuple[str, str | None]], max_tokens: int
 ) -> Sequence[TokenRow | ItemError]:
     """One row per text or pair; where the tokenizer refuses a batch, each is tried alone: only the culprit fails."""
     if not texts:
         return []
     try:
         pairs = [pair for _, pair in texts if pair is not None]
-        return encoder.tokenize([text for text, _ in texts], pairs or None, max_tokens)
+        return reader.tokenize([text for text, _ in texts], pairs or None, max_tokens)
     except EncoderError:
         raise  # the limit does not fit the encoder, whatever the texts
     except Exception as error:  # the tokenizers library raises bare Exception
         if len(texts) == 1:
             return [ItemError(f"the text cannot be tokenised: {error}")]
-        return [row for text in texts for row in _tokenize(encoder, [text], max_tokens)]
+        return [row for text in texts for row in tokenize(reader, [text], max_tokens)]

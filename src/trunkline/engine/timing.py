@@ -45,7 +45,7 @@ def measure(
     as many, as far as the encoder has positions. Returns {"trunk": {slot: [after embeddings, after 1 layer, …]},
     "branch": {shape id: [ms]}}.
     """
-    joint = min(2 * tokens, encoder.max_positions)
+    joint = min(2 * tokens, encoder.reader.max_positions)
     sizes = {"text": tokens, "pair": tokens, "joint": joint}
     shapes = list(shapes)
     used = {slot for shape in shapes for slot in Reading(shape.reading).slots}

@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trunkline.engine.base import BATCH_SIZE, Input, ItemError, Logits, fault, known_tasks
+from trunkline.engine.base import BATCH_SIZE, Input, ItemError, Job, Logits, Work, fault, known_tasks
 from trunkline.engine.batching import Group, Ids, batches, read_group
-from trunkline.errors import BundleError
-from trunkline.model.branch import Branch, BranchSpec, first_subwords, word_logits
+from trunkline.model.branch import Branch, BranchSpec, check_trunk, first_subwords, word_logits
 from trunkline.model.trunk import Trunk
 from trunkline.project.tasks import Kind
 
@@ -42,11 +41,8 @@ class TorchEngine:
     """
 
     def __init__(self, trunk: Trunk, branches: Mapping[str, Branch], *, device: torch.device | str = "cpu") -> None:
-        for name, branch in branches.items():
-            if branch.spec.trunk != trunk.fingerprint:
-                raise BundleError(
-                    f"branch '{name}' was made for trunk {branch.spec.trunk[:16]}, not {trunk.fingerprint[:16]}"
-                )
+        for branch in branches.values():
+            check_trunk(branch.spec, trunk.fingerprint)
         self.device = torch.device(device)
         self.trunk = trunk.to(self.device)
         self.branches = {
@@ -74,6 +70,18 @@ class TorchEngine:
                     results[name].update(self._run(self.branches[name], inputs, batch, places))
         return {name: [found[i] for i in range(len(inputs))] for name, found in results.items()}
 
+    def run(self, jobs: Sequence[Job]) -> tuple[list[dict[str, Logits | ItemError]], Work]:
+        """Per job, one result per task asked of it. The plain way: jobs with equal tasks together, nothing timed."""
+        results: list[dict[str, Logits | ItemError]] = [{} for _ in jobs]
+        alike: dict[tuple[str, ...], list[int]] = {}
+        for i, job in enumerate(jobs):
+            alike.setdefault(job.tasks, []).append(i)
+        for tasks, members in alike.items():
+            for name, found in self.logits([jobs[i].item for i in members], tasks).items():
+                for i, result in zip(members, found, strict=True):
+                    results[i][name] = result
+        return results, Work(rows=len(jobs))
+
     def _read(
         self, inputs: Sequence[Input | ItemError], batch: Sequence[int], names: Sequence[str]
     ) -> dict[Place, _Read]:
@@ -83,7 +91,7 @@ class TorchEngine:
             spec = self.branches[name].spec
             for place in _places(spec):
                 forks.setdefault(place, set()).add(spec.fork)
-        groups = {place: read_group(self.trunk.encoder, inputs, batch, *place) for place in forks}
+        groups = {place: read_group(self.trunk.encoder.reader, inputs, batch, *place) for place in forks}
         # Two limits that cut nothing here make equal batches, which are read once, as deep as either needs.
         passes: dict[tuple[str, tuple[Ids, ...]], set[int]] = {}
         for place, group in groups.items():
@@ -144,8 +152,7 @@ def _places(spec: BranchSpec) -> list[Place]:
 
 def _result(spec: BranchSpec, values: Logits, item: Input | ItemError, group: Group, i: int) -> Logits | ItemError:
     if spec.kind is Kind.TAGGING and isinstance(item, Input):
-        outside = spec.labels.index("O") if "O" in spec.labels else 0
-        values = word_logits(values, first_subwords(group.tokens[i], item.spans()), outside)  # (words, C)
+        values = word_logits(values, first_subwords(group.tokens[i], item.spans()), spec.outside)  # (words, C)
     if not np.isfinite(values).all():
         return ItemError("the model's output for this input is not a number")
     return values.copy()

@@ -66,6 +66,11 @@ class BranchSpec(BaseModel):
     std: float = 1.0
     trunk: str
 
+    @property
+    def outside(self) -> int:
+        """Tagging: the index of the tag "O", the first where there is none."""
+        return self.labels.index("O") if "O" in self.labels else 0
+
 
 class Branch(nn.Module):
     """Own layers, their final norm where the family has one, and a head.
@@ -146,6 +151,12 @@ def load_branch(path: Path, encoder: Encoder) -> Branch:
     except RuntimeError as error:
         raise BundleError(f"branch '{spec.task}' does not fit this trunk: {error}") from error
     return branch.eval()
+
+
+def check_trunk(spec: BranchSpec, fingerprint: str) -> None:
+    """Raises BundleError for a branch that was made for another trunk than that of this fingerprint."""
+    if spec.trunk != fingerprint:
+        raise BundleError(f"branch '{spec.task}' was made for trunk {spec.trunk[:16]}, not {fingerprint[:16]}")
 
 
 def first_subwords(row: TokenRow, words: Sequence[tuple[int, int]]) -> list[int | None]:

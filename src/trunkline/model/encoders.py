@@ -9,7 +9,6 @@ B: rows, T: tokens, H: width of a state.
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,30 +21,25 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from trunkline.errors import EncoderError
-from trunkline.model import tokens
 from trunkline.model.families import FAMILIES, Context, Model
+from trunkline.model.reader import TextReader
 from trunkline.model.source import CONFIG, TOKENIZER, WEIGHTS, Shape, files, read_shape
 from trunkline.model.tokens import TokenBatch, TokenRow
-
-# Truncation is a setting of the tokenizer, so setting it and using it must not interleave between threads.
-_TOKENIZING = threading.Lock()
 
 
 class Encoder(nn.Module):
     """Embeddings and layers of one encoder, each run on its own.
 
-    `depth` counts layers, `width` is H, `max_positions` the longest input in tokens.
+    `depth` counts layers, `width` is H, `reader` its tokenizer.
     """
 
     def __init__(self, model: Model, tokenizer: Tokenizer, shape: Shape) -> None:
         super().__init__()
         self.model = model
-        self.tokenizer = tokenizer
+        self.reader = TextReader(tokenizer, shape.max_positions, shape.pad_id)
         self.family = shape.family
         self.depth = shape.depth
         self.width = shape.width
-        self.max_positions = shape.max_positions
-        self.pad_id = shape.pad_id
         self._seam = FAMILIES[shape.family]
 
     @classmethod
@@ -115,28 +109,12 @@ class Encoder(nn.Module):
     def tokenize(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_tokens: int = 128
     ) -> list[TokenRow]:
-        """Tokenise texts, or texts with their pairs, to at most `max_tokens` each; the longer text is cut first.
-
-        Raises EncoderError where `max_tokens` is more than the encoder has positions for, or leaves no room for text.
-        """
-        room = self.tokenizer.num_special_tokens_to_add(pairs is not None)
-        if not room < max_tokens <= self.max_positions:
-            raise EncoderError(
-                f"max_tokens = {max_tokens}: this encoder reads between {room + 1} and {self.max_positions} tokens"
-            )
-        firsts = [_encodable(text) for text in texts]
-        inputs = firsts if pairs is None else list(zip(firsts, map(_encodable, pairs), strict=True))
-        with _TOKENIZING:
-            self.tokenizer.enable_truncation(max_tokens, strategy="longest_first")
-            encodings = self.tokenizer.encode_batch(inputs)
-        return [
-            TokenRow(row.ids, row.type_ids, _without_space(row.offsets, row.sequence_ids, sources), row.sequence_ids)
-            for row, sources in zip(encodings, zip(texts, pairs or texts, strict=True), strict=True)
-        ]
+        """See `TextReader.tokenize`."""
+        return self.reader.tokenize(texts, pairs, max_tokens)
 
     def collate(self, rows: Sequence[TokenRow]) -> TokenBatch:
-        """Pad `rows` on the right with this encoder's padding id."""
-        return tokens.collate(rows, self.pad_id)
+        """See `TextReader.collate`."""
+        return self.reader.collate(rows)
 
     def save(self, folder: Path) -> None:
         """Write config.json, model.safetensors and tokenizer.json, from which `load` gives this encoder back."""
@@ -144,9 +122,7 @@ class Encoder(nn.Module):
         self.model.config.to_json_file(folder / CONFIG)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-        with _TOKENIZING:
-            self.tokenizer.no_truncation()
-            self.tokenizer.save(str(folder / TOKENIZER))
+        self.reader.save(folder / TOKENIZER)
 
 
 def _build(shape: Shape) -> Model:
@@ -200,23 +176,6 @@ def _current_name(stored: str, prefix: str) -> str:
         if name.endswith(f"LayerNorm{old}"):
             name = name.removesuffix(old) + new
     return name
-
-
-def _encodable(text: str) -> str:
-    """The text with lone surrogates, which JSON can smuggle in and no tokenizer takes, as question marks."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _without_space(
-    offsets: list[tuple[int, int]], sequence: list[int | None], texts: tuple[str, str]
-) -> list[tuple[int, int]]:
-    """Offsets that begin at a token's first letter: SentencePiece counts the space before a word as part of it."""
-    trimmed = []
-    for (start, end), source in zip(offsets, sequence, strict=True):
-        while source is not None and start < end and texts[source][start].isspace():
-            start += 1
-        trimmed.append((start, end))
-    return trimmed
 
 
 def _read_tokenizer(folder: Path) -> Tokenizer:

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 Model = Any  # a transformers PreTrainedModel; its attributes differ from family to family
+_JIT: Any = torch.jit  # untyped
+
 Context = Any  # what the layers of one pass share; only the family that made it looks inside
 
 
@@ -51,7 +53,8 @@ def _keys(mask: Tensor) -> Tensor:
 def _positions(mask: Tensor) -> Tensor:
     """Position of each token among the real tokens of its row: (B, T), or (1, T) where all padding is on the right."""
     mask = mask.bool()
-    if bool((mask[:, 1:] <= mask[:, :-1]).all()):
+    # A trace keeps the general path, whatever its example; a GPU would have to be waited for.
+    if mask.device.type == "cpu" and not _JIT.is_tracing() and bool((mask[:, 1:] <= mask[:, :-1]).all()):
         return torch.arange(mask.shape[1], device=mask.device)[None, :]
     return (mask.long().cumsum(1) - 1).clamp(min=0)
 

@@ -70,7 +70,7 @@ class Examples:
     def token_batches(self, rows: BatchRows, encoder: Encoder) -> list[TokenBatch]:
         """One padded batch per slot."""
         return [
-            collate([texts.rows[i] for i in texts.index[np.asarray(rows)]], encoder.pad_id, multiple=GRANULE)
+            collate([texts.rows[i] for i in texts.index[np.asarray(rows)]], encoder.reader.pad_id, multiple=GRANULE)
             for texts in self.slots.values()
         ]
 

@@ -102,7 +102,7 @@ class LiveStates:
 
     def batch(self, rows: BatchRows) -> tuple[Tensor, Tensor]:
         texts = [self._texts.rows[i] for i in self._texts.index[np.asarray(rows)]]
-        batch = collate(texts, self._trunk.encoder.pad_id, multiple=GRANULE)
+        batch = collate(texts, self._trunk.encoder.reader.pad_id, multiple=GRANULE)
         device = next(self._trunk.parameters()).device
         return self._trunk.states(batch.to(device), [self._fork])[self._fork].float(), batch.mask
 
@@ -191,7 +191,7 @@ class StateCache:
             for fork, path in scratch.items()
         }
         for rows in by_length(lengths, TOKENS_PER_PASS):
-            batch = collate([texts.rows[i] for i in rows], trunk.encoder.pad_id)
+            batch = collate([texts.rows[i] for i in rows], trunk.encoder.reader.pad_id)
             with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
                 states = trunk.states(batch.to(device), folders)
             for fork, values in states.items():

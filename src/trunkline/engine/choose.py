@@ -1,0 +1,101 @@
+"""Which engine, arithmetic and device a bundle runs on: asked for, or chosen by what the machine has and measures.
+
+Knows names and features; builds nothing that it does not throw away.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from trunkline.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from trunkline.model.trunk import Trunk
+
+ENGINES = ("auto", "openvino", "torch")
+DTYPES = ("auto", "float32", "bfloat16")
+DEVICES = ("auto", "cpu", "cuda")
+
+_GAIN = 0.9
+"""bfloat16 costs digits: it has to take at most this share of float32's time."""
+_ROWS, _TOKENS, _REPEATS = 16, 32, 7
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine with its arithmetic and device, and `why` for those who start it."""
+
+    engine: str
+    dtype: str
+    device: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.engine}, {self.dtype}, {self.device} ({self.why})"
+
+
+def choose(trunk: Trunk, engine: str = "auto", dtype: str = "auto", device: str = "auto") -> Choice:
+    """Settle what is left to "auto" for this trunk on this machine.
+
+    Raises UsageError for an unknown name, and for what is not installed or not there.
+    """
+    for what, value, known in (("engine", engine, ENGINES), ("dtype", dtype, DTYPES), ("device", device, DEVICES)):
+        if value not in known:
+            raise UsageError(unknown(what, value, known))
+    if engine == "openvino" and find_spec("openvino") is None:
+        raise UsageError("the OpenVINO engine is not installed: pip install 'trunkline[openvino]'")
+    if engine == "openvino" and device == "cuda":
+        raise UsageError("the OpenVINO engine runs on the CPU; a GPU takes the engine torch")
+    if device != "cpu" and engine != "openvino" and _cuda(asked=device == "cuda"):
+        return _on_gpu(dtype)
+    if engine == "torch" or find_spec("openvino") is None:
+        if dtype == "bfloat16":
+            raise UsageError(
+                "on a CPU the engine torch is the reference, in float32; bfloat16 takes the engine openvino"
+            )
+        return Choice("torch", "float32", "cpu", "the reference engine")
+    if dtype != "auto":
+        return Choice("openvino", dtype, "cpu", "as asked")
+    return _measured(trunk)
+
+
+def _cuda(*, asked: bool) -> bool:
+    import torch
+
+    found = torch.cuda.is_available()
+    if asked and not found:
+        raise UsageError("device cuda: torch sees no GPU on this machine")
+    return found
+
+
+def _on_gpu(dtype: str) -> Choice:
+    import torch
+
+    name = torch.cuda.get_device_name()
+    if dtype == "auto":
+        dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return Choice("torch", dtype, "cuda", name)
+
+
+def _measured(trunk: Trunk) -> Choice:
+    """float32 or bfloat16, by one trunk layer in both, timed in turn."""
+    from trunkline.engine.openvino import Builder
+    from trunkline.engine.runtime import ov
+
+    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return Choice("openvino", "float32", "cpu", "this CPU has no bfloat16")
+    times: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    runs = {dtype: Builder(trunk, dtype=dtype).sample(_ROWS, _TOKENS) for dtype in times}
+    for _ in range(_REPEATS + 1):
+        for dtype, run in runs.items():
+            started = time.perf_counter()
+            run()
+            times[dtype].append(time.perf_counter() - started)
+    medians = {dtype: 1000 * statistics.median(found[1:]) for dtype, found in times.items()}
+    best = "bfloat16" if medians["bfloat16"] <= _GAIN * medians["float32"] else "float32"
+    shown = ", ".join(f"{dtype} {ms:.2f} ms" for dtype, ms in medians.items())
+    return Choice("openvino", best, "cpu", f"a layer of {_ROWS} x {_TOKENS} tokens: {shown}")

@@ -1,0 +1,128 @@
+"""The GPU backend: PyTorch on CUDA, in bfloat16 where the GPU has it.
+
+Attention is scaled_dot_product_attention over batches of few shapes that are sorted by length. Also runs on a CPU,
+which is how its arithmetic is tested where there is no GPU; there the reference engine is the one to use.
+
+Notation: R rows, T tokens, H width, C outputs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trunkline.engine import rewrite
+from trunkline.engine.base import Logits
+from trunkline.engine.planned import Call, Mask
+from trunkline.model.branch import Branch, BranchSpec, check_trunk
+from trunkline.model.trunk import Trunk
+
+Module = TypeVar("Module", bound=nn.Module)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A branch in the form in which it runs."""
+
+    spec: BranchSpec
+    module: nn.Module
+
+
+class GpuBackend:
+    """A trunk and branches on one device, run by one thread at a time."""
+
+    def __init__(self, trunk: Trunk, parts: Mapping[str, Part], *, device: str, dtype: torch.dtype) -> None:
+        self.encoder = trunk.encoder
+        self.parts = dict(sorted(parts.items()))
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self._mask: tuple[Mask, Tensor] | None = None
+
+    @property
+    def specs(self) -> Mapping[str, BranchSpec]:
+        """The branches that it can run, by task."""
+        return {task: part.spec for task, part in self.parts.items()}
+
+    @torch.inference_mode()
+    def embed(self, ids: NDArray[np.int64], types: NDArray[np.int64], mask: Mask) -> Tensor:
+        """The states before the first layer, of (R, T) token ids and types."""
+        return self.encoder.embed(self._there(ids), self._there(types), self._masked(mask)).to(self.dtype)
+
+    @torch.inference_mode()
+    def layer(self, index: int, states: Tensor, mask: Mask) -> Tensor:
+        """The states after trunk layer `index`."""
+        context = self.encoder.context(self._masked(mask), states.dtype)
+        return self.encoder.run(self.encoder.layers[index], index, states, context)
+
+    @torch.inference_mode()
+    def branches(self, calls: Sequence[Call]) -> list[Logits]:
+        """Logits (R, C) or (R, T, C) of each call, float32. All are started before any is waited for."""
+        found = [
+            self.parts[call.task].module(*call.states, *(self._masked(mask) for mask in call.masks)).float()
+            for call in calls
+        ]
+        return [logits.cpu().numpy() for logits in found]
+
+    def take(self, states: Tensor, rows: NDArray[np.int64]) -> Tensor:
+        """A copy of these rows."""
+        return states.index_select(0, self._there(rows))
+
+    def keep(self, states: Tensor, row: int, length: int) -> Tensor:
+        """A copy of one row's first `length` states, (length, H)."""
+        return states[row, :length].clone()
+
+    def join(self, kept: Sequence[Tensor], rows: int, tokens: int) -> Tensor:
+        """Kept rows as one batch (rows, tokens, H), zeros elsewhere."""
+        joined = torch.zeros((rows, tokens, self.encoder.width), dtype=self.dtype, device=self.device)
+        for row, states in zip(joined, kept, strict=False):
+            row[: len(states)] = states
+        return joined
+
+    def size(self, kept: Tensor) -> int:
+        """Bytes of a kept row."""
+        return kept.numel() * kept.element_size()
+
+    def _there(self, array: NDArray[np.int64] | Mask) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def _masked(self, mask: Mask) -> Tensor:
+        """The mask on the device; all layers of a pass ask for the same one."""
+        if self._mask is None or self._mask[0] is not mask:
+            self._mask = mask, self._there(mask)
+        return self._mask[1]
+
+
+class GpuBuilder:
+    """Moves a trunk and branches to a device, in one dtype."""
+
+    def __init__(self, trunk: Trunk, *, device: str, dtype: str) -> None:
+        self.dtype = DTYPES[dtype]
+        self.device = device
+        self.fingerprint = trunk.fingerprint
+        self.trunk = Trunk(self._moved(trunk.encoder), trunk.fingerprint)
+
+    def part(self, branch: Branch) -> Part:
+        """A branch in its cheapest form. Raises BundleError for a branch that was made for another trunk."""
+        check_trunk(branch.spec, self.fingerprint)
+        moved = self._moved(branch).eval().requires_grad_(False)
+        return Part(branch.spec, rewrite.cheapest(moved, self.trunk.encoder)[1])
+
+    def _moved(self, module: Module) -> Module:
+        """A copy on the device, its weights in the dtype; buffers, such as rotary frequencies, keep their digits."""
+        moved = copy.deepcopy(module).to(self.device)
+        for weight in moved.parameters():
+            weight.data = weight.data.to(self.dtype)
+        return moved
+
+    def backend(self, parts: Mapping[str, Part]) -> GpuBackend:
+        """A backend of these parts over the trunk."""
+        return GpuBackend(self.trunk, parts, device=self.device, dtype=self.dtype)

@@ -1,0 +1,60 @@
+"""Engines from modules: the chosen backend over one trunk, and what it has built of branches so far.
+
+A loader outlives an engine: the next engine over the same trunk takes over every branch that did not change, so that a
+release is swapped by building what is new. Knows modules and content hashes; nothing of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from trunkline.engine.base import Engine
+from trunkline.engine.choose import Choice
+from trunkline.model.branch import Branch
+from trunkline.model.trunk import Trunk
+
+Source = tuple[str, Callable[[], Branch]]
+"""The content hash of a branch, and what loads it."""
+
+
+class Loader:
+    """Builds engines of one choice over one trunk."""
+
+    def __init__(self, trunk: Trunk, choice: Choice) -> None:
+        self.trunk = trunk
+        self.choice = choice
+        self._built: dict[str, Any] = {}  # content hash -> the branch as the backend has it
+        self._builder = _builder(trunk, choice)
+
+    def engine(self, branches: Mapping[str, Source]) -> Engine:
+        """An engine of these branches, by task. What the last one had and this one has not is forgotten."""
+        if self._builder is None:
+            from trunkline.engine.torch import TorchEngine
+
+            return TorchEngine(self.trunk, self._take(branches, lambda branch: branch))
+        from trunkline.engine.planned import PlannedEngine
+
+        parts = self._take(branches, self._builder.part)
+        return PlannedEngine(self.trunk.encoder.reader, self._builder.backend(parts))
+
+    def _take(self, branches: Mapping[str, Source], build: Callable[[Branch], Any]) -> dict[str, Any]:
+        taken = {
+            task: self._built[sha256] if sha256 in self._built else build(load())
+            for task, (sha256, load) in sorted(branches.items())
+        }
+        self._built = {sha256: taken[task] for task, (sha256, _) in branches.items()}
+        return taken
+
+
+def _builder(trunk: Trunk, choice: Choice) -> Any:
+    """What makes the parts of a fast engine; None for the reference engine, which takes branches as they are."""
+    if choice.engine == "openvino":
+        from trunkline.engine.openvino import Builder
+
+        return Builder(trunk, dtype=choice.dtype)
+    if choice.device == "cuda":
+        from trunkline.engine.gpu import GpuBuilder
+
+        return GpuBuilder(trunk, device=choice.device, dtype=choice.dtype)
+    return None

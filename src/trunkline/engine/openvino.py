@@ -1,0 +1,244 @@
+"""The CPU backend: every trunk layer and every branch is an OpenVINO model of its own.
+
+A layer by itself is what makes isolation hold to the bit: nothing is fused across layers or branches, so what a bundle
+holds besides cannot change what one of them computes. A chain of layers costs what one model of the whole trunk does
+(benchmarks/engine.py), because states pass between them in the type that they are computed in.
+
+Branches in a cheap form (see `rewrite`) are too small to share among cores: each runs on one, as many at once as there
+are cores. All others take all cores, one after another.
+
+Notation: R rows, T tokens, H width, C outputs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trunkline.engine import rewrite
+from trunkline.engine.base import Logits
+from trunkline.engine.convert import Converter
+from trunkline.engine.planned import Call, Mask
+from trunkline.engine.runtime import ov
+from trunkline.model.branch import Branch, BranchSpec, check_trunk
+from trunkline.model.encoders import Encoder
+from trunkline.model.trunk import Trunk
+
+Compiled = Any  # openvino.CompiledModel
+States = Any  # openvino.Tensor, or a numpy array of a kept row: float32, or the 16 bits of bfloat16
+
+TYPES = {"float32": ov.Type.f32, "bfloat16": ov.Type.bf16}
+_HINTS = {"float32": "f32", "bfloat16": "bf16"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A compiled branch, which backends may share: each makes requests of its own."""
+
+    spec: BranchSpec
+    form: str
+    compiled: Compiled
+
+    @property
+    def small(self) -> bool:
+        """Whether one core is enough for it."""
+        return self.form != "plain" and self.spec.layers <= 1
+
+
+class OpenVinoBackend:
+    """A compiled trunk and compiled branches on the CPU, run by one thread at a time. `layers` begins with the
+    embeddings.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        parts: Mapping[str, Part],
+        layers: Sequence[Compiled],
+        *,
+        dtype: str,
+        threads: int,
+    ) -> None:
+        self.encoder = encoder
+        self.parts = dict(sorted(parts.items()))
+        self.layers = tuple(layers)
+        self.dtype = dtype
+        self.threads = threads
+        self._layers = [compiled.create_infer_request() for compiled in layers]
+        self._branches = {task: part.compiled.create_infer_request() for task, part in self.parts.items()}
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="branch")
+
+    @property
+    def specs(self) -> Mapping[str, BranchSpec]:
+        """The branches that it can run, by task."""
+        return {task: part.spec for task, part in self.parts.items()}
+
+    def embed(self, ids: NDArray[np.int64], types: NDArray[np.int64], mask: Mask) -> States:
+        """The states before the first layer, of (R, T) token ids and types."""
+        return _infer(self._layers[0], [ov.Tensor(ids), ov.Tensor(types), ov.Tensor(mask)])
+
+    def layer(self, index: int, states: States, mask: Mask) -> States:
+        """The states after trunk layer `index`."""
+        return _infer(self._layers[index + 1], [states, ov.Tensor(mask)])
+
+    def branches(self, calls: Sequence[Call]) -> list[Logits]:
+        """Logits (R, C) or (R, T, C) of each call, float32."""
+        waiting = {i: self._pool.submit(self._branch, call) for i, call in enumerate(calls) if self._small(call)}
+        return [waiting[i].result() if i in waiting else self._branch(call) for i, call in enumerate(calls)]
+
+    def _small(self, call: Call) -> bool:
+        return self.parts[call.task].small
+
+    def _branch(self, call: Call) -> Logits:
+        masks = [ov.Tensor(mask) for mask in call.masks]
+        logits: Logits = _infer(self._branches[call.task], [*call.states, *masks]).data.copy()
+        return logits
+
+    def take(self, states: States, rows: NDArray[np.int64]) -> States:
+        """A copy of these rows."""
+        return self._tensor(_bits(states)[rows])
+
+    def keep(self, states: States, row: int, length: int) -> States:
+        """A copy of one row's first `length` states, (length, H)."""
+        return _bits(states)[row, :length].copy()
+
+    def join(self, kept: Sequence[States], rows: int, tokens: int) -> States:
+        """Kept rows as one batch (rows, tokens, H), zeros elsewhere."""
+        joined = np.zeros((rows, tokens, self.encoder.width), dtype=kept[0].dtype)
+        for row, states in zip(joined, kept, strict=False):
+            row[: len(states)] = states
+        return self._tensor(joined)
+
+    def size(self, kept: States) -> int:
+        """Bytes of a kept row."""
+        return int(kept.nbytes)
+
+    def _tensor(self, array: NDArray[Any]) -> States:
+        return ov.Tensor(array, ov.Shape(array.shape), TYPES[self.dtype])
+
+
+class Builder:
+    """Compiles the parts of backends over one trunk, in one dtype; keeps what it has converted for later branches."""
+
+    def __init__(self, trunk: Trunk, *, dtype: str, threads: int | None = None) -> None:
+        self.fingerprint = trunk.fingerprint
+        self.encoder = trunk.encoder
+        self.dtype = dtype
+        self.threads = threads or usable_cores()
+        self._core = ov.Core()
+        self._converter = Converter(trunk.encoder, TYPES[dtype])
+        self._layers: list[Compiled] = []
+
+    def backend(self, parts: Mapping[str, Part]) -> OpenVinoBackend:
+        """A backend of these parts over the trunk, which is compiled once."""
+        if not self._layers:
+            self._layers = self._trunk()
+        return OpenVinoBackend(self.encoder, parts, self._layers, dtype=self.dtype, threads=self.threads)
+
+    def part(self, branch: Branch) -> Part:
+        """Compile a branch in its cheapest form. Raises BundleError for a branch that was made for another trunk."""
+        spec = branch.spec
+        check_trunk(spec, self.fingerprint)
+        form, module = rewrite.cheapest(branch, self.encoder)
+        slots = len(spec.reading.slots)
+        example = (*[torch.randn(2, 6, spec.width) for _ in range(slots)], *[_ones(2, 6) for _ in range(slots)])
+        # All of a spec but names and limits is what a graph depends on.
+        apart = {"task", "labels", "positive", "metric", "max_tokens", "trunk"}
+        structure = (form, *spec.model_dump(exclude=apart).values())
+        model = self._converter.convert(structure, module, example, states_out=False)
+        small = form != "plain" and spec.layers <= 1
+        return Part(spec, form, self._compile(model, 1 if small else self.threads))
+
+    def sample(self, rows: int, tokens: int) -> Callable[[], object]:
+        """One trunk layer on random states, to be timed."""
+        index = self.encoder.depth - 1
+        request = self._layer(index).create_infer_request()
+        states = np.random.default_rng(0).standard_normal((rows, tokens, self.encoder.width), dtype=np.float32)
+        given = ov.Tensor(TYPES[self.dtype], ov.Shape(states.shape))
+        _bits(given)[:] = states if self.dtype == "float32" else states.view(np.uint32) >> 16
+        mask = ov.Tensor(np.ones((rows, tokens), dtype=np.bool_))
+        return lambda: _infer(request, [given, mask])
+
+    def _trunk(self) -> list[Compiled]:
+        ids = torch.ones(2, 6, dtype=torch.int64)
+        embed = self._converter.convert("embed", _Embed(self.encoder), (ids, ids, _ones(2, 6)), states_out=True)
+        return [self._compile(embed, self.threads), *map(self._layer, range(self.encoder.depth))]
+
+    def _layer(self, index: int) -> Compiled:
+        # Layers of one family differ in little besides weights: the first in a convolution, some in their window.
+        structure = ("layer", index == 0, getattr(self.encoder.layers[index], "attention_type", None))
+        example = (torch.randn(2, 6, self.encoder.width), _ones(2, 6))
+        model = self._converter.convert(structure, _Layer(self.encoder, index), example, states_out=True)
+        return self._compile(model, self.threads)
+
+    def _compile(self, model: Any, threads: int) -> Compiled:
+        return self._core.compile_model(
+            model,
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": _HINTS[self.dtype],
+                "INFERENCE_NUM_THREADS": threads,
+                "NUM_STREAMS": 1,
+                "ENABLE_CPU_PINNING": False,
+            },
+        )
+
+
+def usable_cores() -> int:
+    """OMP_NUM_THREADS where it is set; else the cores that this process may run on, within its container's share."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked):
+        return int(asked)
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+class _Embed(nn.Module):
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self._encoder = [encoder]
+
+    def forward(self, ids: Tensor, types: Tensor, mask: Tensor) -> Tensor:
+        return self._encoder[0].embed(ids, types, mask)
+
+
+class _Layer(nn.Module):
+    def __init__(self, encoder: Encoder, index: int) -> None:
+        super().__init__()
+        self._encoder = [encoder]
+        self.index = index
+        self.layer = encoder.layers[index]
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        encoder = self._encoder[0]
+        return encoder.run(self.layer, self.index, states, encoder.context(mask, states.dtype))
+
+
+def _ones(rows: int, tokens: int) -> Tensor:
+    return torch.ones(rows, tokens, dtype=torch.bool)
+
+
+def _infer(request: Any, inputs: Sequence[Any]) -> Any:
+    for position, tensor in enumerate(inputs):
+        request.set_input_tensor(position, tensor)
+    request.infer()
+    return request.get_output_tensor(0)
+
+
+def _bits(states: Any) -> NDArray[Any]:
+    """A view of a tensor's elements: numpy has no bfloat16, and to move them none is needed."""
+    array: NDArray[Any] = states.data
+    return array.view(np.uint16) if array.dtype == np.float16 else array

@@ -1,0 +1,229 @@
+"""The fast engine gives what the reference engine gives, whatever is asked together, and reads nothing twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from branches import ALL_SORTS, INPUTS, random_branch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import tiny_encoder
+
+from trunkline.engine import Input, ItemError
+from trunkline.engine.base import Job, answers
+from trunkline.engine.choose import Choice
+from trunkline.engine.load import Loader
+from trunkline.engine.planned import PlannedEngine
+from trunkline.engine.torch import TorchEngine
+from trunkline.errors import BundleError, UsageError
+from trunkline.model.branch import Branch
+from trunkline.model.encoders import Encoder
+from trunkline.model.trunk import Trunk
+from trunkline.project.tasks import probabilities
+
+pytest.importorskip("trunkline.engine.runtime", reason="OpenVINO is an extra", exc_type=ImportError)
+
+TASKS = tuple(ALL_SORTS)
+EXACT = 1e-5
+BFLOAT16 = 0.05  # of a probability; the tiny encoders' random weights make more of a rounding than trained ones do
+
+
+def loaded(folder: Path, family: str = "bert", dtype: str = "float32") -> tuple[Loader, dict[str, Branch]]:
+    trunk = Trunk(Encoder.load(tiny_encoder(folder, family)), "f" * 64)
+    branches = {task: random_branch(trunk, task, **sort) for task, sort in ALL_SORTS.items()}
+    return Loader(trunk, Choice("openvino", dtype, "cpu", "a test")), branches
+
+
+def engine_of(loader: Loader, branches: dict[str, Branch]) -> PlannedEngine:
+    found = loader.engine({task: (task, lambda task=task: branches[task]) for task in branches})
+    assert isinstance(found, PlannedEngine)
+    return found
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Loader, dict[str, Branch]]:
+    return loaded(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def both(bert: tuple[Loader, dict[str, Branch]]) -> tuple[TorchEngine, PlannedEngine]:
+    loader, branches = bert
+    return TorchEngine(loader.trunk, branches), engine_of(loader, branches)
+
+
+def same(one: Any, other: Any, tolerance: float = EXACT) -> bool:
+    if isinstance(one, ItemError) or isinstance(other, ItemError):
+        return bool(one == other)
+    scale = max(1.0, float(np.abs(one).max(initial=0)))
+    return one.shape == other.shape and bool(np.abs(one - other).max(initial=0) <= tolerance * scale)
+
+
+def alone(engine: TorchEngine, job: Job) -> dict[str, Any]:
+    return {task: found[0] for task, found in engine.logits([job.item], job.tasks).items()}
+
+
+def test_every_kind_and_reading_equals_the_reference(both: tuple[TorchEngine, PlannedEngine]) -> None:
+    reference, fast = both
+    expected, found = reference.logits(INPUTS, TASKS), fast.logits(INPUTS, TASKS)
+    for task in TASKS:
+        assert all(same(one, other) for one, other in zip(expected[task], found[task], strict=True)), task
+
+
+words = st.sampled_from(
+    ["play", "some", "music", "will", "it", "rain", "?", "today", "wake", "me", "at", "seven", "  "]
+)
+texts = st.lists(words, max_size=12).map(" ".join)
+jobs_of = st.lists(
+    st.builds(
+        Job,
+        st.one_of(st.builds(Input, texts, st.one_of(st.none(), texts)), st.just(ItemError("line 3: broken"))),
+        st.lists(st.sampled_from(TASKS), unique=True, min_size=1).map(tuple),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(jobs_of)
+def test_jobs_with_different_tasks_share_passes_and_answer_as_each_does_alone(
+    both: tuple[TorchEngine, PlannedEngine], jobs: list[Job]
+) -> None:
+    reference, fast = both
+    found, work = fast.run(jobs)
+    for job, results in zip(jobs, found, strict=True):
+        expected = alone(reference, job)
+        assert results.keys() == set(job.tasks)
+        for task in job.tasks:
+            assert same(expected[task], results[task]), (job, task)
+    assert work.tokens <= work.padded
+
+
+@pytest.mark.parametrize("family", ["deberta-v2", "distilbert", "modernbert", "mpnet"])
+def test_other_families_equal_the_reference(tmp_path: Path, family: str) -> None:
+    loader, branches = loaded(tmp_path, family)
+    few = {task: branches[task] for task in ("intent", "same")}
+    expected = TorchEngine(loader.trunk, few).logits(INPUTS, few)
+    found = engine_of(loader, few).logits(INPUTS, few)
+    for task in few:
+        assert all(same(one, other) for one, other in zip(expected[task], found[task], strict=True)), task
+
+
+def test_bfloat16_gives_the_same_answers_within_its_digits(tmp_path: Path) -> None:
+    loader, branches = loaded(tmp_path, dtype="bfloat16")
+    fast = engine_of(loader, branches)
+    expected, found = TorchEngine(loader.trunk, branches).logits(INPUTS, TASKS), fast.logits(INPUTS, TASKS)
+    for task in TASKS:
+        for one, other in zip(expected[task], found[task], strict=True):
+            kind = fast.specs[task].kind
+            if not isinstance(one, ItemError):
+                assert np.abs(probabilities(kind, one) - probabilities(kind, other)).max() <= BFLOAT16, task
+
+
+def counted(engine: PlannedEngine, jobs: Sequence[Job], monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(index, rows) of every trunk layer that a run computes."""
+    ran: list[tuple[int, int]] = []
+    layer = engine.backend.layer
+
+    def counting(index: int, states: Any, mask: Any) -> Any:
+        ran.append((index, len(mask)))
+        return layer(index, states, mask)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.backend, "layer", counting)
+        engine.run(jobs)
+    return ran
+
+
+def test_one_trunk_pass_no_deeper_than_asked(
+    both: tuple[TorchEngine, PlannedEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise 3."""
+    item = Input("play some music")
+    ran = counted(both[1], [Job(item, ("intent", "tone", "slots"))], monkeypatch)  # forks 2, 1, 2
+    assert ran == [(0, 1), (1, 1)]
+    assert counted(both[1], [Job(item, ("tone",))], monkeypatch) == [(0, 1)]
+
+
+def test_a_text_that_stands_twice_is_read_once(
+    both: tuple[TorchEngine, PlannedEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [Job(Input("play some music", str(i)), ("intent", "urgency")) for i in range(5)]
+    assert {rows for _, rows in counted(both[1], jobs, monkeypatch)} == {1}
+
+
+def test_one_query_against_known_passages_costs_no_trunk(both: tuple[TorchEngine, PlannedEngine]) -> None:
+    engine = PlannedEngine(both[1].reader, both[1].backend)  # with a cache of its own
+    passages = ["it will rain today", "play a song", "wake me at seven please"]
+    _, first = engine.run([Job(Input("will it rain", passage), ("same",)) for passage in passages])
+    assert (first.hits, first.misses, first.rows) == (0, 4, 4)
+    found, second = engine.run([Job(Input("play a song", passage), ("same",)) for passage in passages])
+    assert (second.misses, second.rows) == (0, 0)
+    assert second.hits == 3
+    expected = both[0].logits([Input("play a song", passage) for passage in passages], ["same"])
+    assert all(same(one, other["same"]) for one, other in zip(expected["same"], found, strict=True))
+
+
+def test_isolation_other_tasks_keep_their_bits_when_one_comes_changes_or_goes(
+    bert: tuple[Loader, dict[str, Branch]],
+) -> None:
+    """Promise 2."""
+    loader, branches = bert
+    few = {task: branches[task] for task in ("intent", "slots", "same", "tone")}
+    before = engine_of(loader, few).logits(INPUTS, few)
+    changed = few | {"tone": random_branch(loader.trunk, "tone", kind="multilabel", fork=3, layers=1)}
+    del changed["slots"]
+    changed["urgency"] = branches["urgency"]
+    hashes = {task: task if task != "tone" else "changed" for task in changed}
+    after = loader.engine({task: (hashes[task], lambda task=task: changed[task]) for task in changed})
+    now = after.logits(INPUTS, changed)
+    for task in ("intent", "same"):
+        for one, other in zip(before[task], now[task], strict=True):
+            assert one == other if isinstance(one, ItemError) else one.tobytes() == other.tobytes()
+
+
+def test_only_branches_that_are_new_are_loaded_again(bert: tuple[Loader, dict[str, Branch]]) -> None:
+    loader, branches = bert
+    engine_of(loader, {task: branches[task] for task in ("intent", "tone")})
+    asked = []
+
+    def load() -> Branch:
+        asked.append("urgency")
+        return branches["urgency"]
+
+    def never() -> Branch:
+        raise AssertionError("a branch that did not change was loaded")
+
+    engine = loader.engine({"intent": ("intent", never), "urgency": ("new", load)})
+    assert list(engine.specs) == ["intent", "urgency"]
+    assert asked == ["urgency"]
+
+
+def test_an_input_longer_than_a_pass_runs_alone(both: tuple[TorchEngine, PlannedEngine]) -> None:
+    reference, fast = both
+    small = PlannedEngine(fast.reader, fast.backend, pass_tokens=8)
+    jobs = [Job(Input("play some music " * 6), ("intent",)), Job(Input("no"), ("intent",))]
+    found, _ = small.run(jobs)
+    assert all(same(alone(reference, job)["intent"], one["intent"]) for job, one in zip(jobs, found, strict=True))
+
+
+def test_answers_come_per_job(both: tuple[TorchEngine, PlannedEngine]) -> None:
+    jobs = [Job(Input("play some music"), ("intent",)), Job(Input(" "), ("slots", "tone"))]
+    found, _ = both[1].run(jobs)
+    first, second = answers(both[1], jobs, found)
+    assert first["intent"].label in ("alarm", "music", "weather")
+    assert second == {"slots": ItemError("text is empty"), "tone": ItemError("text is empty")}
+
+
+def test_unknown_tasks_and_foreign_branches_are_refused(
+    both: tuple[TorchEngine, PlannedEngine], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="intents"):
+        both[1].run([Job(Input("play"), ("intents",))])
+    trunk = Trunk(Encoder.load(tiny_encoder(tmp_path, "bert")), "e" * 64)
+    foreign = {"intent": random_branch(both[0].trunk, "intent", **ALL_SORTS["intent"])}
+    with pytest.raises(BundleError, match="made for trunk ffff"):
+        engine_of(Loader(trunk, Choice("openvino", "float32", "cpu", "a test")), foreign)
