@@ -63,9 +63,9 @@ docs-check: $(STAMP) ## fail if docs/project-file.md is not what the types say
 lock: ## write requirements.txt anew from pyproject.toml, in a scratch environment
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --disable-pip-version-check --quiet 'setuptools>=77' 'torch==$(TORCH)' \
-	  '.[dev,quickstart]'
+	  '.[dev,quickstart,openvino,serve,client]'
 	{ sed '/^[^#]/,$$d' requirements.txt; build/lock/bin/python -m pip freeze --all --exclude pip --exclude trunkline \
-	  | sed -E 's/\+[a-z0-9.]+$$//' | grep -viE '^(nvidia|cuda|triton)'; } > build/requirements.txt
+	  | sed -E 's/\+[a-z0-9.]+$$//' | grep -viE '^(nvidia|cuda|triton==)'; } > build/requirements.txt
 	mv build/requirements.txt requirements.txt && rm -rf build/lock
 
 clean: ## remove .venv, caches and build leftovers; demo/ stays

@@ -37,11 +37,13 @@ MAY_IMPORT = {
     "report": BASE,
     "pipeline": MODEL | {"training", "engine", "bundle", "report"},
     "predicting": MODEL | {"engine", "bundle"},
+    "serving": MODEL | {"engine", "bundle"},
+    "client": BASE | {"project", "engine"},
 }
 
 
 def test_the_public_names_are_these() -> None:
-    assert sorted(trunkline.__all__) == ["Bundle", "Project", "__version__", "errors"]
+    assert sorted(trunkline.__all__) == ["AsyncClient", "Bundle", "Client", "Project", "__version__", "errors"]
     for name in trunkline.__all__:
         assert getattr(trunkline, name) is not None
     assert callable(trunkline.Project.load)
@@ -78,7 +80,17 @@ def test_every_error_has_its_place_in_the_tree_and_its_exit_code() -> None:
     }
 
 
-@pytest.mark.parametrize("module", ["trunkline", "trunkline.cli", "trunkline.project.config", "trunkline.project.data"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "trunkline",
+        "trunkline.cli",
+        "trunkline.client",
+        "trunkline.project.config",
+        "trunkline.project.data",
+        "trunkline.serving.service",
+    ],
+)
 def test_what_every_command_imports_loads_no_torch(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({{'torch', 'transformers', 'sklearn'}} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -121,7 +133,8 @@ def test_the_lock_names_exact_public_versions_only() -> None:
     locked = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    for wanted in [*project["dependencies"], *extras["dev"], *extras["quickstart"]]:
+    installed = [extras[name] for name in ("dev", "quickstart", "openvino", "serve", "client")]
+    for wanted in [*project["dependencies"], *sum(installed, [])]:
         name = re.split(r"[^A-Za-z0-9._-]", wanted)[0]
         assert re.sub(r"[-_.]+", "-", name).lower() in locked, wanted
 

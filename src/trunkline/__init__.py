@@ -15,16 +15,22 @@ from trunkline import errors
 
 if TYPE_CHECKING:
     from trunkline.bundle import Bundle
+    from trunkline.client import AsyncClient, Client
     from trunkline.pipeline.project import Project
 
 __version__ = version("trunkline")
-__all__ = ["Bundle", "Project", "__version__", "errors"]
+__all__ = ["AsyncClient", "Bundle", "Client", "Project", "__version__", "errors"]
 
-_LAZY = {"Bundle": "trunkline.bundle", "Project": "trunkline.pipeline.project"}
+_LAZY = {
+    "AsyncClient": "trunkline.client",
+    "Bundle": "trunkline.bundle",
+    "Client": "trunkline.client",
+    "Project": "trunkline.pipeline.project",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only when something is used that needs it."""
+    """Import torch, or an HTTP library, only when something is used that needs it."""
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'trunkline' has no attribute {name!r}")

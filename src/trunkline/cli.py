@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trunkline.errors import TrunklineError, UsageError
+from trunkline.serving.command import serve
 
 app = typer.Typer(
     help="Train each text task on its own; serve all of them in one pass of a shared, frozen BERT trunk.",
@@ -32,6 +33,7 @@ task_app = typer.Typer(help="Add, remove or show a task.", no_args_is_help=True)
 release_app = typer.Typer(help="List, show, compare and roll back releases.", no_args_is_help=True)
 app.add_typer(task_app, name="task")
 app.add_typer(release_app, name="release")
+app.command()(serve)
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -196,6 +198,13 @@ def run(
     reselect: Annotated[
         bool, typer.Option(help="Choose anew for all tasks; by default released tasks keep their branch.")
     ] = False,
+    remeasure: Annotated[
+        bool,
+        typer.Option(
+            help="Measure costs again, where they were measured while the machine was busy; another processor, number "
+            "of threads or version of torch is noticed without. Released tasks move only with --reselect."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train what is not trained yet, select, merge, prove, release, report."""
@@ -204,13 +213,13 @@ def run(
     from trunkline.report import print_report
 
     project = _project()
-    if not tasks and not reselect and not project.plan().merges and project.report_file.exists():
+    if not (tasks or reselect or remeasure or project.plan().merges) and project.report_file.exists():
         live = project.releases.live()
         if as_json:
             return _json({"release": live.id, "ran": 0})
         return out.print(f"nothing to do: release {live.id} is what the files say", markup=False)
     with Terminal(err) as show:
-        result = project.run(tasks, reselect=reselect, show=show)
+        result = project.run(tasks, reselect=reselect, remeasure=remeasure, show=show)
     if as_json:
         return _json({"release": result.release and result.release.id, "ran": result.ran, "report": result.report})
     if result.report:
@@ -253,6 +262,9 @@ def predict(
         Path | None, typer.Option(help="A bundle's folder; the project's live release by default.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Inputs computed at once.")] = 32,
+    engine: Annotated[
+        str, typer.Option(help="torch (the reference), openvino (faster, once it has started) or auto.")
+    ] = "torch",
     as_json: AsJson = False,
 ) -> None:
     """Answer every task for a text, a file, or the lines of stdin (jsonl out)."""
@@ -264,7 +276,7 @@ def predict(
     if pair is not None and (not texts or len(texts) != 1):
         raise UsageError("--pair goes with a single text; for more pairs use --file, or JSON objects on stdin")
     lines = None if texts else read_inputs(file, sys.stdin, text, text_pair)
-    model = Bundle.load(bundle) if bundle is not None else _released().bundle()
+    model = Bundle.load(bundle, engine=engine) if bundle is not None else _released().bundle(engine=engine)
     if lines is None:
         inputs = [{"text": given, "text_pair": pair} for given in texts or ()]
         answers = model.predict(inputs, task)

@@ -187,7 +187,7 @@ def test_isolation_other_tasks_keep_their_bits_when_one_comes_changes_or_goes(
 
 def test_only_branches_that_are_new_are_loaded_again(bert: tuple[Loader, dict[str, Branch]]) -> None:
     loader, branches = bert
-    engine_of(loader, {task: branches[task] for task in ("intent", "tone")})
+    before = engine_of(loader, {task: branches[task] for task in ("intent", "tone")})
     asked = []
 
     def load() -> Branch:
@@ -199,6 +199,7 @@ def test_only_branches_that_are_new_are_loaded_again(bert: tuple[Loader, dict[st
 
     engine = loader.engine({"intent": ("intent", never), "urgency": ("new", load)})
     assert list(engine.specs) == ["intent", "urgency"]
+    assert list(before.specs) == ["intent", "tone"]
     assert asked == ["urgency"]
 
 

@@ -55,7 +55,7 @@ class Bundle:
         from trunkline.engine.load import Loader
 
         folder = Path(path)
-        manifest = verify(folder, trusted={} if previous is None else previous.manifest.files())
+        manifest = verify(folder, trusted={} if previous is None else previous.loaded_files())
         for task in tasks or ():
             if task not in manifest.branches:
                 raise UsageError(unknown("task", task, manifest.branches))
@@ -70,6 +70,11 @@ class Bundle:
             for task, entry in wanted.items()
         }
         return cls(folder, bundle_id(folder), manifest, loader, loader.engine(sources))
+
+    def loaded_files(self) -> dict[str, str]:
+        """The files whose content is in memory: path in the bundle -> sha256."""
+        branches = {entry.file: entry.sha256 for task, entry in self.manifest.branches.items() if task in self.specs}
+        return {**self.manifest.trunk.files, **branches}
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -1,13 +1,14 @@
 """Engines from modules: the chosen backend over one trunk, and what it has built of branches so far.
 
-A loader outlives an engine: the next engine over the same trunk takes over every branch that did not change, so that a
-release is swapped by building what is new. Knows modules and content hashes; nothing of files.
+A loader outlives its engines: the next one over the same trunk takes over every branch that an engine in use has, so
+that a release is swapped by building what is new. Knows modules and content hashes; nothing of files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 from trunkline.engine.base import Engine
 from trunkline.engine.choose import Choice
@@ -24,11 +25,12 @@ class Loader:
     def __init__(self, trunk: Trunk, choice: Choice) -> None:
         self.trunk = trunk
         self.choice = choice
-        self._built: dict[str, Any] = {}  # content hash -> the branch as the backend has it
+        # Content hash -> the branch as the backend has it, as long as any engine holds it.
+        self._built: WeakValueDictionary[str, Any] = WeakValueDictionary()
         self._builder = _builder(trunk, choice)
 
     def engine(self, branches: Mapping[str, Source]) -> Engine:
-        """An engine of these branches, by task. What the last one had and this one has not is forgotten."""
+        """An engine of these branches, by task."""
         if self._builder is None:
             from trunkline.engine.torch import TorchEngine
 
@@ -39,11 +41,11 @@ class Loader:
         return PlannedEngine(self.trunk.encoder.reader, self._builder.backend(parts))
 
     def _take(self, branches: Mapping[str, Source], build: Callable[[Branch], Any]) -> dict[str, Any]:
-        taken = {
-            task: self._built[sha256] if sha256 in self._built else build(load())
-            for task, (sha256, load) in sorted(branches.items())
-        }
-        self._built = {sha256: taken[task] for task, (sha256, _) in branches.items()}
+        taken = {}
+        for task, (sha256, load) in sorted(branches.items()):
+            taken[task] = self._built.get(sha256)
+            if taken[task] is None:
+                taken[task] = self._built[sha256] = build(load())
         return taken
 
 

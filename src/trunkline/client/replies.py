@@ -1,0 +1,131 @@
+"""The native wire's replies as typed, frozen values. Fields that a newer server adds are passed over.
+
+Answers are those that `Bundle.predict` gives. Knows JSON, and nothing of how it came.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from trunkline.client.errors import BadReply
+from trunkline.engine.base import ItemError
+from trunkline.project.tasks import Answer, Span
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds in the server: waiting for a batch, each stage of it, and all from request to answer."""
+
+    queue: float
+    tokenise: float
+    trunk: float
+    branches: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Answers per input in the order given, {task: Answer}, or ItemError where a task cannot read an input.
+
+    One bundle gave them all: `bundle` is its id, `model` its name, and `branches` holds the version of each branch that
+    answered. `layers` counts the trunk layers that were run.
+    """
+
+    answers: list[dict[str, Answer | ItemError]]
+    model: str
+    bundle: str
+    branches: Mapping[str, str]
+    layers: int
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """One task that is served.
+
+    `kind` is a `trunkline.project.tasks.Kind`; `pair` says that it needs a text_pair; it reads the trunk at `fork`
+    and has `layers` of its own; `branch` is its version, which changes when its branch does and only then.
+    """
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    positive: str | None
+    pair: bool
+    max_tokens: int
+    fork: int
+    layers: int
+    branch: str
+    loaded: bool
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The bundle that is served: its name and id, its trunk of `depth` layers of `width`, and what runs it."""
+
+    name: str
+    bundle: str
+    tasks: Mapping[str, TaskInfo]
+    family: str
+    depth: int
+    width: int
+    engine: str
+    dtype: str
+    device: str
+
+
+def read(path: str, body: bytes, make: Callable[[Any], T]) -> T:
+    """What `make` makes of the JSON in a reply's body. Raises BadReply where it is none, or not what it should be."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadReply(f"the reply of {path} is not JSON: {error}") from error
+    try:
+        return make(value)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise BadReply(f"the reply of {path} is not what the native wire has there: {error!r}") from error
+
+
+def reply(found: Any, asked: int) -> Reply:
+    """The answers to `asked` inputs."""
+    rows: list[dict[str, Any]] = found["results"]
+    if len(rows) != asked:
+        raise ValueError(f"{len(rows)} results for {asked} inputs")
+    return Reply(
+        answers=[{task: _result(result) for task, result in row.items()} for row in rows],
+        model=found["model"],
+        bundle=found["bundle"],
+        branches={task: result["branch"] for row in rows for task, result in row.items() if "branch" in result},
+        layers=found["layers"],
+        timings=_made(Timings, found["timings"]),
+    )
+
+
+def tasks(found: Any) -> dict[str, TaskInfo]:
+    """Tasks by name."""
+    infos = (_made(TaskInfo, {**info, "labels": tuple(info["labels"])}) for info in found["tasks"])
+    return {info.name: info for info in infos}
+
+
+def model(found: Any) -> ModelInfo:
+    """The model with its tasks."""
+    return _made(ModelInfo, {**found, "tasks": tasks(found)})
+
+
+def _result(result: dict[str, Any]) -> Answer | ItemError:
+    if "error" in result:
+        return ItemError(result["error"])
+    if "spans" in result:
+        result = {**result, "spans": [_made(Span, span) for span in result["spans"]]}
+    return _made(Answer, result)
+
+
+def _made(kind: type[T], found: Mapping[str, Any]) -> T:
+    """A dataclass from an object that may hold more than its fields."""
+    names = [each.name for each in fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: found[name] for name in names if name in found})

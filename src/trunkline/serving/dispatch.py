@@ -1,0 +1,228 @@
+"""Requests to the worker and back: the queue, the batches, and what the worker has loaded.
+
+A batch goes out whenever the engine is free, and one of at least half the limits also behind the batch that the engine
+works on, so that under load it never waits; a smaller one grows meanwhile. A request belongs to the model that served
+when it came, and a model that serves no more is freed with its last request. When a worker is lost, its requests belong
+to the next one; those that it worked on are tried once more. Knows nothing of how requests are checked or reported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trunkline.engine.base import Job
+from trunkline.serving.errors import DeadlineExceeded, Overloaded, Refusal, Unavailable
+from trunkline.serving.limits import Limits
+from trunkline.serving.loading import Loading
+from trunkline.serving.messages import Done, Load, Run
+from trunkline.serving.queue import Queue, Request, Row, Served, rows_of
+from trunkline.serving.replies import Batch, Event, ModelInfo, Swapped, WorkerStopped
+from trunkline.serving.supervisor import Supervisor
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A batch in the worker."""
+
+    rows: list[Row]
+    served: Served
+    tokens: int
+    at: float
+
+
+class Dispatcher:
+    """The work of one service; `live` is what new requests are answered by, None before the first is loaded."""
+
+    def __init__(self, limits: Limits, loading: Loading, emit: Callable[[Event], None]) -> None:
+        self.live: Served | None = None
+        self.queue = Queue(limits)
+        self.requests: set[Request] = set()  # without an answer
+        self._limits = limits
+        self._emit = emit
+        self._tickets = itertools.count(1)
+        self.supervisor = Supervisor(self, loading, limits, self._tickets.__next__)
+        self._wanted: tuple[Path, frozenset[str]] | None = None  # what a worker should load, but for these tasks
+        self._held: dict[int, Served] = {}  # what this worker has loaded
+        self._sent: dict[int, _Sent] = {}
+        self._pumping = False
+        self._rate = 0.0  # tokens a second that the worker gets done
+        self._counted = 0.0  # until when
+
+    async def start(self, folder: Path) -> None:
+        """Start the first worker with a bundle. Raises Refusal where it cannot be loaded."""
+        self._wanted = folder, frozenset()
+        await self.supervisor.start()
+
+    # Requests
+
+    async def answer(self, request: Request) -> None:
+        """Queue a request and wait until all its answers are there. Raises Overloaded, Unavailable, DeadlineExceeded.
+
+        Cancelling frees its place.
+        """
+        self._enqueue(request)
+        loop = asyncio.get_running_loop()
+        late = loop.call_at(loop.time() + request.deadline - time.monotonic(), self._expire, request)
+        try:
+            await request.done
+        finally:
+            late.cancel()
+            self.queue.remove(request)
+            self.requests.discard(request)
+            self._leave(request.served)
+
+    def fail(self, request: Request, refusal: Refusal) -> None:
+        """Give a request up."""
+        self.queue.remove(request)
+        if not request.done.done():
+            request.done.set_exception(refusal)
+
+    def _enqueue(self, request: Request) -> None:
+        rows = rows_of(request)
+        queue, limits = self.queue, self._limits
+        tokens = queue.tokens + sum(row.tokens for row in rows)
+        if queue.rows + len(rows) > limits.queue_rows or tokens > limits.queue_tokens:
+            raise Overloaded(f"the queue is full: {queue.rows:,} rows and {queue.tokens:,} tokens wait", self._wait())
+        self.requests.add(request)
+        request.served.users += 1
+        if not request.missing:
+            request.done.set_result(None)
+            return
+        queue.add(rows)
+        if not self._pumping:  # when all that is ready in this round of the loop has run: what comes together goes so
+            self._pumping = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _wait(self) -> float:
+        """Seconds until all that is here now should be done."""
+        tokens = self.queue.tokens + sum(sent.tokens for sent in self._sent.values())
+        return tokens / self._rate if self._rate else 1.0
+
+    def _expire(self, request: Request) -> None:
+        allowed = 1000 * (request.deadline - request.arrived)
+        self.fail(request, DeadlineExceeded(f"not answered within {allowed:g} ms"))
+
+    # Batches
+
+    def free(self) -> None:
+        """The engine can take another batch."""
+        self._pump()
+
+    def _pump(self) -> None:
+        self._pumping = False
+        while (link := self.supervisor.link) is not None and self._room(link.busy):
+            rows = self.queue.take()
+            if not rows:
+                return
+            served, ticket = rows[0].request.served, next(self._tickets)
+            served.users += 1
+            self._sent[ticket] = _Sent(rows, served, sum(row.tokens for row in rows), time.monotonic())
+            jobs = [Job(row.request.items[row.position], row.request.tasks) for row in rows]
+            link.run(Run(ticket, served.number, jobs))
+
+    def _room(self, busy: int) -> bool:
+        """Whether the worker should get a batch now."""
+        # What may end the worker takes no other batch with it, not even one whose answers are on their way.
+        if self.queue.wary or any(sent.rows[0].request.again for sent in self._sent.values()):
+            return not self._sent
+        return busy == 0 or (busy == 1 and self.queue.ample)
+
+    def done(self, done: Done) -> None:
+        """A batch is answered."""
+        sent = self._sent.pop(done.ticket)
+        now = time.monotonic()
+        rate = sent.tokens / max(now - max(sent.at, self._counted), 1e-6)
+        self._rate = 0.8 * self._rate + 0.2 * rate if self._rate else rate
+        self._counted = now
+        requests = dict.fromkeys(row.request for row in sent.rows)
+        for request in requests:
+            request.ran(done)
+        for row, answers in zip(sent.rows, done.answers, strict=True):
+            row.request.take(row.position, answers)
+            if not row.request.missing and not row.request.done.done():
+                row.request.done.set_result(None)
+        self._leave(sent.served)
+        self._emit(Batch(sent.served.model.bundle, len(sent.rows), len(requests), done.seconds, done.work))
+        self._pump()
+
+    # Models
+
+    async def change(self, folder: Path, without: frozenset[str]) -> ModelInfo:
+        """Load a model beside the live one, flip, and let the old one go; one change at a time.
+
+        Raises Invalid where it cannot be served, Unavailable where the worker is lost meanwhile; then nothing changed.
+        """
+        old, link = self.live, self.supervisor.link
+        if old is None or link is None:
+            raise Unavailable("there is no worker to load it", self.supervisor.back_in)
+        load = Load(next(self._tickets), folder, without, old.number)
+        model = await link.load(load, self._limits.start_timeout)
+        if link is not self.supervisor.link:
+            raise Unavailable("the worker stopped while it loaded the bundle", self.supervisor.back_in)
+        self._serve(load, model)
+        self._free_unused(old)
+        self._emit(Swapped(old.model, model))
+        return model
+
+    def _serve(self, load: Load, model: ModelInfo) -> Served:
+        served = Served(load.number, load.folder, load.without, model)
+        self._wanted = load.folder, load.without
+        self.live = self._held[load.number] = served
+        self.supervisor.serve(load.number)
+        return served
+
+    def _leave(self, served: Served) -> None:
+        served.users -= 1
+        self._free_unused(served)
+
+    def _free_unused(self, served: Served) -> None:
+        link = self.supervisor.link
+        if link is not None and served is not self.live and not served.users and served.number in self._held:
+            del self._held[served.number]
+            link.drop(served.number)
+
+    # A worker's beginning and end
+
+    def restore(self) -> Load:
+        """What a new worker should load."""
+        assert self._wanted is not None
+        return Load(next(self._tickets), *self._wanted, previous=None)
+
+    def up(self, load: Load, model: ModelInfo) -> None:
+        """A new worker serves; the requests that wait are its own."""
+        served = self._serve(load, model)
+        for request in [one for one in self.requests if not one.done.done()]:
+            gone = [task for task in request.tasks if task not in model.tasks or not model.tasks[task].loaded]
+            if gone:
+                self.fail(request, Unavailable(f"task '{gone[0]}' is not served any more"))
+                continue
+            other = request.served.model.bundle != model.bundle
+            request.served = served
+            served.users += 1
+            if other:  # none of its answers may be from a bundle that is gone
+                request.forget()
+                self.queue.remove(request)
+                self.queue.add(rows_of(request), first=True)
+        self._pump()
+
+    def down(self, reason: str) -> None:
+        """The worker is gone: what it worked on waits for the next, unless it lost one before or has no time."""
+        wait = self.supervisor.back_in
+        lost = dict.fromkeys(row.request for sent in self._sent.values() for row in sent.rows)
+        self._sent.clear()
+        self._held.clear()
+        for request in list(self.requests):
+            if request in lost and request.again:
+                self.fail(request, Unavailable("the worker stopped twice while it worked on this request", wait))
+            elif request.deadline - time.monotonic() < wait:
+                self.fail(request, Unavailable("the worker stopped, and the deadline comes before the next", wait))
+        for request in reversed([one for one in lost if not one.done.done()]):
+            request.again = True
+            self.queue.remove(request)
+            self.queue.add(rows_of(request), first=True)
+        self._emit(WorkerStopped(reason))

@@ -1,0 +1,210 @@
+"""What waits for the worker: requests, their rows, and which rows make the next batch.
+
+Rows of all requests stand together whatever their tasks; the engine regroups them. A batch holds rows for one model
+only. Knows lengths and ages, nothing of processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trunkline.engine.base import Input, ItemError, Work
+from trunkline.project.tasks import Answer
+from trunkline.serving.limits import Limits
+from trunkline.serving.messages import Done
+from trunkline.serving.replies import ModelInfo, Reply, Timings
+
+
+@dataclass(eq=False)
+class Served:
+    """A model in the worker, under its number there; `users` counts its open requests and batches."""
+
+    number: int
+    folder: Path
+    without: frozenset[str]
+    model: ModelInfo
+    users: int = 0
+
+
+@dataclass(eq=False)
+class Request:
+    """One request on its way; `answers` per input, None while there is none. Times from `time.monotonic()`.
+
+    `again` says that its batch was lost with a worker once; `began` is when the engine took up its first row.
+    """
+
+    served: Served
+    tasks: tuple[str, ...]
+    items: Sequence[Input | ItemError] = field(repr=False)
+    arrived: float
+    deadline: float
+    done: asyncio.Future[None]
+    answers: list[dict[str, Answer | ItemError] | None]
+    missing: int
+    work: Work = field(default_factory=Work)
+    began: float | None = None
+    again: bool = False
+
+    def take(self, position: int, answers: dict[str, Answer | ItemError]) -> None:
+        """Keep the answers of one input."""
+        if self.answers[position] is None:
+            self.missing -= 1
+        self.answers[position] = answers
+
+    def ran(self, done: Done) -> None:
+        """Count a batch that held rows of it."""
+        first = self.began is None
+        self.work = done.work if first else self.work + done.work
+        self.began = done.started if first else self.began
+
+    def forget(self) -> None:
+        """Drop the answers so far: another model will give all of them."""
+        for position, item in enumerate(self.items):
+            if isinstance(item, Input) and self.answers[position] is not None:
+                self.answers[position] = None
+                self.missing += 1
+        self.work, self.began = Work(), None
+
+    @property
+    def queued(self) -> float:
+        """Milliseconds from arrival until the engine took up its first row, or until now."""
+        return 1000 * ((self.began or time.monotonic()) - self.arrived)
+
+    @property
+    def layers(self) -> int:
+        """The deepest fork that an answer needed."""
+        tasks = [self.served.model.tasks[name] for name in self.tasks]
+        for task in sorted(tasks, key=lambda task: task.fork, reverse=True):
+            if any(isinstance(row[task.name], Answer) for row in self.answers if row is not None):
+                return task.fork
+        return 0
+
+    def reply(self) -> Reply:
+        """The reply, once nothing is missing."""
+        timings = Timings(
+            queue=self.queued,
+            tokenise=1000 * self.work.tokenise,
+            trunk=1000 * self.work.trunk,
+            branches=1000 * self.work.branches,
+            total=1000 * (time.monotonic() - self.arrived),
+        )
+        return Reply([row for row in self.answers if row is not None], self.served.model, timings, self.layers)
+
+
+@dataclass(eq=False, frozen=True)
+class Row:
+    """One input of a request that waits; `tokens` is an estimate."""
+
+    request: Request
+    position: int
+    tokens: int
+
+
+class Queue:
+    """Rows that wait, by request in order of arrival. `rows` and `tokens` are their sums."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.rows = 0
+        self.tokens = 0
+        self._limits = limits
+        self._waiting: dict[Request, list[Row]] = {}
+
+    def add(self, rows: Iterable[Row], *, first: bool = False) -> None:
+        """Put rows of requests at the end, or before all others."""
+        added: dict[Request, list[Row]] = {}
+        for row in rows:
+            added.setdefault(row.request, []).append(row)
+            self.rows += 1
+            self.tokens += row.tokens
+        for request in added:
+            added[request] += self._waiting.pop(request, [])
+        self._waiting = {**added, **self._waiting} if first else {**self._waiting, **added}
+
+    def remove(self, request: Request) -> None:
+        """Take a request out, if it is there."""
+        for row in self._waiting.pop(request, ()):
+            self._count_out(row)
+
+    @property
+    def ample(self) -> bool:
+        """Whether half of a batch waits: enough for the engine to work well."""
+        return 2 * self.rows >= self._limits.batch_rows or 2 * self.tokens >= self._limits.batch_tokens
+
+    @property
+    def wary(self) -> bool:
+        """Whether the next batch is of a request that lost a worker."""
+        oldest = next(iter(self._waiting), None)
+        return oldest is not None and oldest.again
+
+    def take(self) -> list[Row]:
+        """The next batch, out of the queue; empty where nothing waits.
+
+        The oldest request's model is served. A request that lost a worker runs alone: it may be what ended it. Where
+        not all fits, rows that waited long enough go first, then those nearest in length to the oldest.
+        """
+        oldest = next(iter(self._waiting), None)
+        if oldest is None:
+            return []
+        if oldest.again:
+            rows = list(self._waiting[oldest])
+        else:
+            fellows = [one for one in self._waiting if one.served is oldest.served and not one.again]
+            rows = [row for request in fellows for row in self._waiting[request]]
+        batch = self._cut(rows)
+        taken = set(batch)
+        for request in {row.request: None for row in batch}:
+            left = [row for row in self._waiting[request] if row not in taken]
+            if left:
+                self._waiting[request] = left
+            else:
+                del self._waiting[request]
+        for row in batch:
+            self._count_out(row)
+        return batch
+
+    def _cut(self, rows: list[Row]) -> list[Row]:
+        limits = self._limits
+        if len(rows) > limits.batch_rows or sum(row.tokens for row in rows) > limits.batch_tokens:
+            since = time.monotonic() - limits.batch_age_ms / 1000
+            old = [row for row in rows if row.request.arrived <= since]
+            young = [row for row in rows if row.request.arrived > since]
+            length = rows[0].tokens
+            rows = old + sorted(young, key=lambda row: abs(row.tokens - length))
+        tokens = 0
+        for count, row in enumerate(rows[: limits.batch_rows]):
+            tokens += row.tokens
+            if tokens > limits.batch_tokens and count:
+                return rows[:count]
+        return rows[: limits.batch_rows]
+
+    def _count_out(self, row: Row) -> None:
+        self.rows -= 1
+        self.tokens -= row.tokens
+
+
+def rows_of(request: Request) -> list[Row]:
+    """The inputs of a request that have no answers yet."""
+    tasks = [request.served.model.tasks[name] for name in request.tasks]
+    alone = max((task.max_tokens for task in tasks if not task.pair), default=0)
+    pair = max((task.max_tokens for task in tasks if task.pair), default=0)
+    return [
+        Row(request, position, _estimate(item, alone, pair))
+        for position, item in enumerate(request.items)
+        if isinstance(item, Input) and request.answers[position] is None
+    ]
+
+
+def _estimate(item: Input, alone: int, pair: int) -> int:
+    """About how many tokens the trunk reads of an input, for tasks that read up to so many of a text or of a pair."""
+    first = _tokens(item.text)
+    if not pair or item.text_pair is None:
+        return min(first, max(alone, pair))
+    return max(min(first, alone), min(first + _tokens(item.text_pair), 2 * pair))
+
+
+def _tokens(text: str) -> int:
+    return 3 + (len(text) // 4 if text.isascii() else len(text.encode(errors="replace")) // 3)
