@@ -40,7 +40,8 @@ def serving(served: str) -> Iterator[str]:
     if re.match(r"https?://", served):
         yield served.rstrip("/")
         return
-    command = [sys.executable, "-m", "trunkline", "serve", served, "--port", "0"]
+    what = ["-C", served, "serve"] if Path(served, "project.toml").is_file() else ["serve", served]
+    command = [sys.executable, "-m", "trunkline", *what, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
