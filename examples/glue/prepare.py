@@ -41,7 +41,7 @@ class Task:
 
 SNIPS_FILES = (("train", "train"), ("valid", "dev"), ("test", "test"))
 GLUE = (
-    Task("cola", "classification", "matthews", epochs=5),
+    Task("cola", "classification", "matthews", epochs=5, tune=(2, 3, 4, 6)),
     Task("mrpc", "classification", "accuracy", True, "equivalent", 5, (3, 4), (2,), ("separate",)),
     Task("rte", "classification", "accuracy", True, None, 5, (3, 4), (2,)),
     Task("stsb", "regression", "pearson_spearman", True, None, 5, (3, 4), (2,), ("separate",)),

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trunkline.bundle.manifest import TRUNK, Manifest, bundle_id, verify
+from trunkline.bundle.manifest import TRUNK, Manifest, bundle_id, read_manifest, verify
 from trunkline.bundle.probes import Probes, deviation
-from trunkline.engine.base import BATCH_SIZE, Engine, Input, ItemError, Logits, predict
-from trunkline.errors import BundleError, EncoderError, UsageError, unknown
+from trunkline.engine.base import BATCH_SIZE, Engine, Input, ItemError, Logits, known_tasks, predict
+from trunkline.errors import BundleError, EncoderError
 from trunkline.project.tasks import Answer
 
 if TYPE_CHECKING:
@@ -46,22 +46,24 @@ class Bundle:
     ) -> Bundle:
         """Check the bundle in the folder `path` and load it, all of it or only `tasks`.
 
-        `engine` is "torch" (the float32 reference), "openvino" or "auto"; `dtype` and `device` may be left to it too.
-        What a `previous` bundle has loaded of the same trunk and branches is taken over with its engine, and not read
-        again. Raises BundleError where the bundle is not whole or unchanged, UsageError for an unknown task, engine,
-        dtype or device.
+        `engine` is "torch" (on a CPU the float32 reference, on a GPU the fast engine), "openvino" or "auto"; `dtype`
+        and `device` may be left to it too. Over the same trunk, a `previous` bundle lends its engine, whatever these
+        say, and its branches: what is in memory is not read again. Raises BundleError where the bundle is not whole or
+        unchanged, UsageError for an unknown task, engine, dtype or device.
         """
         from trunkline.engine.choose import choose
         from trunkline.engine.load import Loader
 
         folder = Path(path)
-        manifest = verify(folder, trusted={} if previous is None else previous.loaded_files())
-        for task in tasks or ():
-            if task not in manifest.branches:
-                raise UsageError(unknown("task", task, manifest.branches))
-        wanted = {task: entry for task, entry in manifest.branches.items() if tasks is None or task in tasks}
-        if previous is not None and previous.manifest.trunk.fingerprint == manifest.trunk.fingerprint:
-            loader = previous.loader
+        found = read_manifest(folder).trunk
+        kept = None
+        if previous is not None and (found.fingerprint, found.files) == previous.identity:
+            kept = previous  # the trunk in memory is the one in the folder
+        manifest = verify(folder, trusted={} if kept is None else kept.loaded_files())
+        names = known_tasks(manifest.branches, tasks)
+        wanted = {task: manifest.branches[task] for task in sorted(names)}
+        if kept is not None:
+            loader = kept.loader
         else:
             trunk = load_trunk(folder / TRUNK, manifest.trunk.fingerprint)
             loader = Loader(trunk, choose(trunk, engine, dtype, device))
@@ -70,6 +72,11 @@ class Bundle:
             for task, entry in wanted.items()
         }
         return cls(folder, bundle_id(folder), manifest, loader, loader.engine(sources))
+
+    @property
+    def identity(self) -> tuple[str, dict[str, str]]:
+        """What tells one trunk from another: its fingerprint, and its files by sha256."""
+        return self.manifest.trunk.fingerprint, self.manifest.trunk.files
 
     def loaded_files(self) -> dict[str, str]:
         """The files whose content is in memory: path in the bundle -> sha256."""

@@ -171,7 +171,7 @@ def _in_order(words: Iterable[tuple[int, int]], length: int) -> bool:
     return True
 
 
-def known_tasks(specs: Mapping[str, BranchSpec], tasks: Iterable[str] | None) -> list[str]:
+def known_tasks(specs: Mapping[str, object], tasks: Iterable[str] | None) -> list[str]:
     """The tasks asked for, each once, or all of them. Raises UsageError for an unknown one."""
     if isinstance(tasks, str):
         raise UsageError(f"tasks is a list of names; write ['{tasks}']")
@@ -193,16 +193,17 @@ def predict(
         raise UsageError("inputs is a list of texts; write [text] for a single one")
     items = [as_input(item) for item in inputs]
     names = known_tasks(engine.specs, tasks)
-    found = engine.logits(items, names, batch_size=batch_size)
-    return [{name: _answer(engine.specs[name], items[i], found[name][i]) for name in names} for i in range(len(items))]
+    found, specs = engine.logits(items, names, batch_size=batch_size), engine.specs
+    return [{name: _answer(specs[name], items[i], found[name][i]) for name in names} for i in range(len(items))]
 
 
 def answers(
     engine: Engine, jobs: Sequence[Job], found: Sequence[Mapping[str, Logits | ItemError]]
 ) -> list[dict[str, Answer | ItemError]]:
     """Answers from the results of `Engine.run` on these jobs."""
+    specs = engine.specs
     return [
-        {name: _answer(engine.specs[name], job.item, logits) for name, logits in results.items()}
+        {name: _answer(specs[name], job.item, logits) for name, logits in results.items()}
         for job, results in zip(jobs, found, strict=True)
     ]
 

@@ -1,39 +1,48 @@
-"""A bounded cache, the least recently used first to go. Knows keys and sizes, nothing of what it keeps."""
+"""A bounded cache, the least recently used first to go. Knows keys and sizes in bytes, nothing of what it keeps."""
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from collections.abc import Hashable
+from typing import Generic, Protocol, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
-Value = TypeVar("Value")
+
+
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+Value = TypeVar("Value", bound=_Sized)
 
 
 class Cache(Generic[Key, Value]):
-    """Keeps at most `limit` bytes of values, as `size` counts them. Not safe for threads."""
+    """Keeps values of at most `limit` bytes in all. Threads may share it."""
 
-    def __init__(self, limit: int, size: Callable[[Value], int]) -> None:
+    def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        self._size = size
+        self._turn = threading.Lock()
         self._kept: OrderedDict[Key, Value] = OrderedDict()
 
     def get(self, key: Key) -> Value | None:
         """The value, which thereby is the most recently used one; None where there is none."""
-        found = self._kept.get(key)
-        if found is not None:
-            self._kept.move_to_end(key)
-        return found
+        with self._turn:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+            return found
 
     def put(self, key: Key, value: Value) -> None:
         """Keep a value; one larger than the whole cache is not kept."""
-        size = self._size(value)
-        if size > self.limit:
+        if value.nbytes > self.limit:
             return
-        old = self._kept.pop(key, None)
-        self.used += size - (0 if old is None else self._size(old))
-        self._kept[key] = value
-        while self.used > self.limit:
-            _, gone = self._kept.popitem(last=False)
-            self.used -= self._size(gone)
+        with self._turn:
+            old = self._kept.pop(key, None)
+            self.used += value.nbytes - (0 if old is None else old.nbytes)
+            self._kept[key] = value
+            while self.used > self.limit:
+                _, gone = self._kept.popitem(last=False)
+                self.used -= gone.nbytes

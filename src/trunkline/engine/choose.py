@@ -20,6 +20,11 @@ ENGINES = ("auto", "openvino", "torch")
 DTYPES = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
 
+NOT_IN_OPENVINO = {"deberta": "its attention takes another path for long texts, which a conversion does not follow"}
+"""Families by the reason why they have no OpenVINO engine."""
+FLOAT32_ONLY = {"modernbert": "OpenVINO would round the angles of its positions"}
+"""Families by the reason why OpenVINO runs them in float32 only."""
+
 _GAIN = 0.9
 """bfloat16 costs digits: it has to take at most this share of float32's time."""
 _ROWS, _TOKENS, _REPEATS = 16, 32, 7
@@ -44,15 +49,20 @@ def choose(trunk: Trunk, engine: str = "auto", dtype: str = "auto", device: str 
     Raises UsageError for an unknown name, and for what is not installed or not there.
     """
     for what, value, known in (("engine", engine, ENGINES), ("dtype", dtype, DTYPES), ("device", device, DEVICES)):
-        if value not in known:
+        if value not in known and not (what == "device" and value.startswith("cuda:")):
             raise UsageError(unknown(what, value, known))
+    family = trunk.encoder.family
     if engine == "openvino" and find_spec("openvino") is None:
         raise UsageError("the OpenVINO engine is not installed: pip install 'trunkline[openvino]'")
-    if engine == "openvino" and device == "cuda":
+    if engine == "openvino" and family in NOT_IN_OPENVINO:
+        raise UsageError(f"{family} does not run on the OpenVINO engine: {NOT_IN_OPENVINO[family]}")
+    if engine != "torch" and dtype == "bfloat16" and family in FLOAT32_ONLY:
+        raise UsageError(f"{family} does not run in bfloat16 on the OpenVINO engine: {FLOAT32_ONLY[family]}")
+    if engine == "openvino" and device.startswith("cuda"):
         raise UsageError("the OpenVINO engine runs on the CPU; a GPU takes the engine torch")
-    if device != "cpu" and engine != "openvino" and _cuda(asked=device == "cuda"):
-        return _on_gpu(dtype)
-    if engine == "torch" or find_spec("openvino") is None:
+    if device != "cpu" and engine != "openvino" and _cuda(asked=device.startswith("cuda")):
+        return _on_gpu(dtype, "cuda" if device == "auto" else device)
+    if engine == "torch" or find_spec("openvino") is None or family in NOT_IN_OPENVINO:
         if dtype == "bfloat16":
             raise UsageError(
                 "on a CPU the engine torch is the reference, in float32; bfloat16 takes the engine openvino"
@@ -60,6 +70,8 @@ def choose(trunk: Trunk, engine: str = "auto", dtype: str = "auto", device: str 
         return Choice("torch", "float32", "cpu", "the reference engine")
     if dtype != "auto":
         return Choice("openvino", dtype, "cpu", "as asked")
+    if family in FLOAT32_ONLY:
+        return Choice("openvino", "float32", "cpu", f"{family}: {FLOAT32_ONLY[family]}")
     return _measured(trunk)
 
 
@@ -72,13 +84,13 @@ def _cuda(*, asked: bool) -> bool:
     return found
 
 
-def _on_gpu(dtype: str) -> Choice:
+def _on_gpu(dtype: str, device: str) -> Choice:
     import torch
 
-    name = torch.cuda.get_device_name()
+    name = torch.cuda.get_device_name(device)
     if dtype == "auto":
         dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return Choice("torch", dtype, "cuda", name)
+    return Choice("torch", dtype, device, name)
 
 
 def _measured(trunk: Trunk) -> Choice:

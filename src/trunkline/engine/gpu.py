@@ -43,14 +43,10 @@ class GpuBackend:
     def __init__(self, trunk: Trunk, parts: Mapping[str, Part], *, device: str, dtype: torch.dtype) -> None:
         self.encoder = trunk.encoder
         self.parts = dict(sorted(parts.items()))
+        self.specs = {task: part.spec for task, part in self.parts.items()}
         self.device = torch.device(device)
         self.dtype = dtype
         self._mask: tuple[Mask, Tensor] | None = None
-
-    @property
-    def specs(self) -> Mapping[str, BranchSpec]:
-        """The branches that it can run, by task."""
-        return {task: part.spec for task, part in self.parts.items()}
 
     @torch.inference_mode()
     def embed(self, ids: NDArray[np.int64], types: NDArray[np.int64], mask: Mask) -> Tensor:
@@ -86,10 +82,6 @@ class GpuBackend:
         for row, states in zip(joined, kept, strict=False):
             row[: len(states)] = states
         return joined
-
-    def size(self, kept: Tensor) -> int:
-        """Bytes of a kept row."""
-        return kept.numel() * kept.element_size()
 
     def _there(self, array: NDArray[np.int64] | Mask) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)

@@ -1,7 +1,8 @@
 """Engines from modules: the chosen backend over one trunk, and what it has built of branches so far.
 
-A loader outlives its engines: the next one over the same trunk takes over every branch that an engine in use has, so
-that a release is swapped by building what is new. Knows modules and content hashes; nothing of files.
+A loader outlives its engines: the next one over the same trunk takes over every branch that an engine in use has, and
+the states of known texts, so that a release is swapped by building what is new. Knows modules and content hashes;
+nothing of files.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from trunkline.engine.base import Engine
+from trunkline.engine.cache import Cache
 from trunkline.engine.choose import Choice
+from trunkline.engine.planned import CACHE_BYTES, PlannedEngine, StateCache
 from trunkline.model.branch import Branch
 from trunkline.model.trunk import Trunk
 
@@ -28,6 +31,7 @@ class Loader:
         # Content hash -> the branch as the backend has it, as long as any engine holds it.
         self._built: WeakValueDictionary[str, Any] = WeakValueDictionary()
         self._builder = _builder(trunk, choice)
+        self._cache: StateCache = Cache(CACHE_BYTES)
 
     def engine(self, branches: Mapping[str, Source]) -> Engine:
         """An engine of these branches, by task."""
@@ -35,10 +39,8 @@ class Loader:
             from trunkline.engine.torch import TorchEngine
 
             return TorchEngine(self.trunk, self._take(branches, lambda branch: branch))
-        from trunkline.engine.planned import PlannedEngine
-
         parts = self._take(branches, self._builder.part)
-        return PlannedEngine(self.trunk.encoder.reader, self._builder.backend(parts))
+        return PlannedEngine(self.trunk.encoder.reader, self._builder.backend(parts), cache=self._cache)
 
     def _take(self, branches: Mapping[str, Source], build: Callable[[Branch], Any]) -> dict[str, Any]:
         taken = {}
@@ -55,7 +57,7 @@ def _builder(trunk: Trunk, choice: Choice) -> Any:
         from trunkline.engine.openvino import Builder
 
         return Builder(trunk, dtype=choice.dtype)
-    if choice.device == "cuda":
+    if choice.device.startswith("cuda"):
         from trunkline.engine.gpu import GpuBuilder
 
         return GpuBuilder(trunk, device=choice.device, dtype=choice.dtype)

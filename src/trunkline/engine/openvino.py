@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,17 +70,12 @@ class OpenVinoBackend:
     ) -> None:
         self.encoder = encoder
         self.parts = dict(sorted(parts.items()))
-        self.layers = tuple(layers)
+        self.specs = {task: part.spec for task, part in self.parts.items()}
         self.dtype = dtype
         self.threads = threads
         self._layers = [compiled.create_infer_request() for compiled in layers]
         self._branches = {task: part.compiled.create_infer_request() for task, part in self.parts.items()}
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="branch")
-
-    @property
-    def specs(self) -> Mapping[str, BranchSpec]:
-        """The branches that it can run, by task."""
-        return {task: part.spec for task, part in self.parts.items()}
 
     def embed(self, ids: NDArray[np.int64], types: NDArray[np.int64], mask: Mask) -> States:
         """The states before the first layer, of (R, T) token ids and types."""
@@ -92,11 +87,10 @@ class OpenVinoBackend:
 
     def branches(self, calls: Sequence[Call]) -> list[Logits]:
         """Logits (R, C) or (R, T, C) of each call, float32."""
-        waiting = {i: self._pool.submit(self._branch, call) for i, call in enumerate(calls) if self._small(call)}
+        small = {i: call for i, call in enumerate(calls) if self.parts[call.task].small}
+        waiting = {i: self._pool.submit(self._branch, call) for i, call in small.items()}
+        wait(waiting.values())  # also where one fails: the next run must not meet a branch at work
         return [waiting[i].result() if i in waiting else self._branch(call) for i, call in enumerate(calls)]
-
-    def _small(self, call: Call) -> bool:
-        return self.parts[call.task].small
 
     def _branch(self, call: Call) -> Logits:
         masks = [ov.Tensor(mask) for mask in call.masks]
@@ -117,10 +111,6 @@ class OpenVinoBackend:
         for row, states in zip(joined, kept, strict=False):
             row[: len(states)] = states
         return self._tensor(joined)
-
-    def size(self, kept: States) -> int:
-        """Bytes of a kept row."""
-        return int(kept.nbytes)
 
     def _tensor(self, array: NDArray[Any]) -> States:
         return ov.Tensor(array, ov.Shape(array.shape), TYPES[self.dtype])
@@ -198,7 +188,8 @@ def usable_cores() -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdigit() and int(asked):
         return int(asked)
-    cores = len(os.sched_getaffinity(0))
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
     except (OSError, ValueError):

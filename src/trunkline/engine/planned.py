@@ -6,8 +6,9 @@ are read separately are joined when both of their texts have been read, from a b
 arithmetic is a backend's.
 
 Isolation: a batch holds rows of one slot, in the order of their length, and a backend computes each layer and each
-branch by itself. So the bits of an answer do not depend on what other tasks there are, or are asked of the same texts.
-(A text that one task cuts shorter than another is a row more, and may move others to another shape.)
+branch by itself. So the bits of an answer depend on the shapes of its batches, and these on the texts, not on what other
+tasks there are or are asked of them. Two things move rows to other shapes: a task that cuts a text shorter
+than another does, since that is a row more, and texts of pairs that come from the cache, since those are rows less.
 
 Notation: R rows of a batch, T tokens, H width, C outputs.
 """
@@ -27,7 +28,7 @@ from trunkline.engine.base import BATCH_SIZE, Input, ItemError, Job, Logits, Wor
 from trunkline.engine.batching import Ids, texts_of, tokenize
 from trunkline.engine.cache import Cache
 from trunkline.engine.shapes import Cut, cut, rows_for, tokens_for
-from trunkline.model.branch import BranchSpec, Reading, first_subwords, word_logits
+from trunkline.model.branch import BranchSpec, first_subwords, word_logits
 from trunkline.model.reader import TextReader
 from trunkline.model.tokens import TokenRow
 from trunkline.project.tasks import Kind
@@ -35,8 +36,13 @@ from trunkline.project.tasks import Kind
 States = Any  # a batch of states (R, T, H) in the backend's own form
 Mask = NDArray[np.bool_]
 Place = tuple[str, int]  # a slot and a limit on its tokens
+Texts = tuple[str, str | None]  # a text, or both of a pair in one sequence
+StateCache = Cache[tuple[Ids, int], States]  # (token row, fork) -> its states
 
 PASS_TOKENS = 4096
+CACHE_BYTES = 256 * 1024 * 1024
+AT_ONCE = 1024
+"""Jobs that are read and held at once: what a run needs in memory does not grow with its jobs."""
 
 
 @dataclass(frozen=True)
@@ -80,33 +86,43 @@ class Backend(Protocol):
         """Kept rows as one batch (rows, tokens, H), zeros elsewhere."""
         ...
 
-    def size(self, kept: States) -> int:
-        """Bytes of a kept row."""
-        ...
+
+@dataclass(frozen=True)
+class _Manner:
+    """How a task reads an input; tasks of one manner share its token rows."""
+
+    slots: tuple[str, ...]
+    limit: int
+    words: bool
+
+    @classmethod
+    def of(cls, spec: BranchSpec) -> _Manner:
+        return cls(spec.reading.slots, spec.max_tokens, spec.kind is Kind.TAGGING)
+
+    @property
+    def places(self) -> list[Place]:
+        return [(slot, self.limit) for slot in self.slots]
 
 
 @dataclass
 class _Row:
     """A distinct row of tokens and who needs it."""
 
+    ids: Ids
     tokens: TokenRow
     asked: dict[str, list[int]] = field(default_factory=dict)  # task that reads it alone -> jobs
     kept: set[int] = field(default_factory=set)  # forks at which pairs need it
     depth: int = 0
 
 
-@dataclass
-class _Pairs:
-    """Pairs that tasks of one fork and one limit read separately, and who asked."""
-
-    fork: int
-    pairs: dict[tuple[Ids, Ids], dict[str, list[int]]] = field(default_factory=dict)  # -> task -> jobs
+_Asked = dict[str, list[int]]  # task -> jobs
+_Pairs = dict[tuple[Ids, Ids], _Asked]
 
 
 class PlannedEngine:
     """Runs jobs on a backend. Threads may share it: runs take turns.
 
-    `pass_tokens` bounds the tokens of one batch, `cache_bytes` the trunk states that are kept of texts of pairs.
+    `cache` keeps trunk states of texts of pairs, `pass_tokens` bounds the tokens of one batch.
     """
 
     def __init__(
@@ -114,13 +130,13 @@ class PlannedEngine:
         reader: TextReader,
         backend: Backend,
         *,
+        cache: StateCache | None = None,
         pass_tokens: int = PASS_TOKENS,
-        cache_bytes: int = 256 * 1024 * 1024,
     ) -> None:
         self.reader = reader
         self.backend = backend
         self.pass_tokens = pass_tokens
-        self._cache: Cache[tuple[Ids, int], States] = Cache(cache_bytes, backend.size)
+        self._cache: StateCache = Cache(CACHE_BYTES) if cache is None else cache
         self._turn = threading.Lock()
 
     @property
@@ -132,6 +148,8 @@ class PlannedEngine:
         self, inputs: Sequence[Input | ItemError], tasks: Iterable[str], *, batch_size: int = BATCH_SIZE
     ) -> dict[str, list[Logits | ItemError]]:
         """Per task, one result per input in the order given; at most `batch_size` rows in one pass."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, found {batch_size}")
         names = tuple(known_tasks(self.specs, tasks))
         found, _ = self._run([Job(item, names) for item in inputs], max_rows=batch_size)
         return {name: [results[name] for results in found] for name in names}
@@ -145,20 +163,25 @@ class PlannedEngine:
     def _run(
         self, jobs: Sequence[Job], max_rows: int | None = None
     ) -> tuple[list[dict[str, Logits | ItemError]], Work]:
-        with self._turn:
-            run = _Run(self.backend, self.reader, self._cache, jobs)
-            run.read()
-            run.trunk(self.pass_tokens, max_rows)
-            run.join(self.pass_tokens, max_rows)
-            return run.results, run.work
+        results: list[dict[str, Logits | ItemError]] = []
+        work = Work()
+        for start in range(0, len(jobs), AT_ONCE):
+            with self._turn:
+                run = _Run(self.backend, self.reader, self._cache, jobs[start : start + AT_ONCE])
+                run.read()
+                run.trunk(self.pass_tokens, max_rows)
+                run.join(self.pass_tokens, max_rows)
+            results += (
+                {name: found[name] for name in job.tasks} for job, found in zip(run.jobs, run.results, strict=True)
+            )
+            work += run.work
+        return results, work
 
 
 class _Run:
     """One run, from jobs to results."""
 
-    def __init__(
-        self, backend: Backend, reader: TextReader, cache: Cache[tuple[Ids, int], States], jobs: Sequence[Job]
-    ) -> None:
+    def __init__(self, backend: Backend, reader: TextReader, cache: StateCache, jobs: Sequence[Job]) -> None:
         self.backend = backend
         self.reader = reader
         self.specs = backend.specs
@@ -168,83 +191,93 @@ class _Run:
         self.work = Work()
         self._rows: dict[str, dict[Ids, _Row]] = {}  # slot -> its distinct rows
         self._own: dict[tuple[int, str], TokenRow] = {}  # tagging: the job's own tokens, with its own offsets
-        self._pairs: dict[Place, _Pairs] = {}
-        self._kept: dict[tuple[Ids, int], States] = {}
+        self._pairs: dict[tuple[int, int], _Pairs] = {}  # (fork, limit) -> the pairs that tasks read there
+        self._kept: dict[tuple[str, Ids, int], States] = {}  # (slot, row, fork)
 
     def read(self) -> None:
         """Token rows of all jobs, equal ones once, each with the tasks that read it."""
         started = time.perf_counter()
-        wanted: dict[Place, dict[tuple[str, str | None], None]] = {}
-        asked: list[tuple[int, str]] = []
+        manners = {name: _Manner.of(spec) for name, spec in self.specs.items()}
+        readable: list[tuple[int, Input, dict[_Manner, list[str]]]] = []  # job, input, its tasks by manner
+        wanted: dict[Place, dict[Texts, None]] = {}
         for i, job in enumerate(self.jobs):
+            alike: dict[_Manner, list[str]] = {}
             for name in job.tasks:
-                spec = self.specs[name]
-                reason = fault(job.item, spec.reading.slots, words=spec.kind is Kind.TAGGING)
+                alike.setdefault(manners[name], []).append(name)
+            for manner in list(alike):
+                reason = fault(job.item, manner.slots, words=manner.words)
                 if reason is not None:
-                    self.results[i][name] = reason
+                    self.results[i].update(dict.fromkeys(alike.pop(manner), reason))
                 elif isinstance(job.item, Input):
-                    asked.append((i, name))
-                    for place in places(spec):
+                    for place in manner.places:
                         wanted.setdefault(place, {})[texts_of(job.item, place[0])] = None
-        tokens = {
-            place: dict(zip(texts, tokenize(self.reader, list(texts), place[1]), strict=True))
-            for place, texts in wanted.items()
-        }
-        for i, name in asked:
-            item = self.jobs[i].item
-            assert isinstance(item, Input)
-            rows = [tokens[place][texts_of(item, place[0])] for place in places(self.specs[name])]
-            self._ask(i, name, rows)
+            if alike and isinstance(job.item, Input):
+                readable.append((i, job.item, alike))
+        rows = {place: self._tokenize(list(texts), place[1]) for place, texts in wanted.items()}
+        for i, item, alike in readable:
+            for manner, names in alike.items():
+                self._ask(i, manner, names, [rows[place][texts_of(item, place[0])] for place in manner.places])
         self.work = replace(self.work, tokenise=time.perf_counter() - started)
 
-    def _ask(self, i: int, name: str, rows: Sequence[TokenRow | ItemError]) -> None:
-        spec = self.specs[name]
-        read: list[TokenRow] = []
+    def _tokenize(self, texts: Sequence[Texts], max_tokens: int) -> dict[Texts, tuple[Ids, TokenRow] | ItemError]:
+        found = tokenize(self.reader, texts, max_tokens)
+        return {
+            given: row if isinstance(row, ItemError) else (ids_of(row), row)
+            for given, row in zip(texts, found, strict=True)
+        }
+
+    def _ask(
+        self, i: int, manner: _Manner, names: Sequence[str], rows: Sequence[tuple[Ids, TokenRow] | ItemError]
+    ) -> None:
+        """Note who reads what: tasks of one manner, for one job."""
+        read: list[tuple[Ids, TokenRow]] = []
         for row in rows:
             if isinstance(row, ItemError):
-                self.results[i][name] = row
+                self.results[i].update(dict.fromkeys(names, row))
                 return
             read.append(row)
-        if spec.reading is Reading.SEPARATE:
-            pair = (ids_of(read[0]), ids_of(read[1]))
-            place = (str(spec.fork), spec.max_tokens)
-            waiting = self._pairs.setdefault(place, _Pairs(spec.fork))
-            waiting.pairs.setdefault(pair, {}).setdefault(name, []).append(i)
-            for slot, ids, row in zip(spec.reading.slots, pair, read, strict=True):
-                self._need(slot, ids, row, spec.fork)
+        if len(read) == 2:
+            (a, first), (b, second) = read
+            for fork, tasks in _by_fork(names, self.specs).items():
+                waiting = self._pairs.setdefault((fork, manner.limit), {}).setdefault((a, b), {})
+                for name in tasks:
+                    waiting.setdefault(name, []).append(i)
+                self._need("text", a, first, fork)
+                self._need("pair", b, second, fork)
             return
-        alone = self._rows.setdefault(spec.reading.slots[0], {})
-        found = alone.setdefault(ids_of(read[0]), _Row(read[0]))
-        found.asked.setdefault(name, []).append(i)
-        found.depth = max(found.depth, spec.fork)
-        if spec.kind is Kind.TAGGING:
-            self._own[i, name] = read[0]
+        [(ids, tokens)] = read
+        found = self._rows.setdefault(manner.slots[0], {}).setdefault(ids, _Row(ids, tokens))
+        for name in names:
+            found.asked.setdefault(name, []).append(i)
+            found.depth = max(found.depth, self.specs[name].fork)
+            if manner.words:
+                self._own[i, name] = tokens
 
-    def _need(self, slot: str, ids: Ids, row: TokenRow, fork: int) -> None:
+    def _need(self, slot: str, ids: Ids, tokens: TokenRow, fork: int) -> None:
         """A text of a pair: from the cache, or through the trunk to the fork."""
-        twins = [rows[ids] for rows in self._rows.values() if ids in rows]
-        if (ids, fork) in self._kept or any(fork in twin.kept for twin in twins):
+        if (slot, ids, fork) in self._kept:
             return
         kept = self.cache.get((ids, fork))
         if kept is not None:
-            self._kept[ids, fork] = kept
+            self._kept[slot, ids, fork] = kept
             self.work += Work(hits=1)
             return
-        self.work += Work(misses=1)
-        found = twins[0] if twins else self._rows.setdefault(slot, {}).setdefault(ids, _Row(row))
+        found = self._rows.setdefault(slot, {}).setdefault(ids, _Row(ids, tokens))
+        if fork not in found.kept:
+            self.work += Work(misses=1)
         found.kept.add(fork)
         found.depth = max(found.depth, fork)
 
     def trunk(self, pass_tokens: int, max_rows: int | None) -> None:
         """Every row through the trunk, with the branches that read it alone."""
         limit = {} if max_rows is None else {"max_rows": max_rows}
-        for slot in self._rows.values():
-            rows = list(slot.values())
+        for slot, distinct in self._rows.items():
+            rows = list(distinct.values())
             lengths = [len(row.tokens) for row in rows]
             for batch in cut(lengths, max_tokens=pass_tokens, longest=self.reader.max_positions, **limit):
-                self._pass([rows[i] for i in batch.members], batch)
+                self._pass(slot, [rows[i] for i in batch.members], batch)
 
-    def _pass(self, rows: Sequence[_Row], batch: Cut) -> None:
+    def _pass(self, slot: str, rows: Sequence[_Row], batch: Cut) -> None:
         started = time.perf_counter()
         depth = max(row.depth for row in rows)
         spent = 0.0
@@ -263,7 +296,9 @@ class _Run:
                 spent += time.perf_counter() - branching
             for position, row in enumerate(rows):
                 if fork in row.kept:
-                    self._store(row, fork, self.backend.keep(states, position, len(row.tokens)))
+                    kept = self.backend.keep(states, position, len(row.tokens))
+                    self._kept[slot, row.ids, fork] = kept
+                    self.cache.put((row.ids, fork), kept)
         self.work += Work(
             trunk=time.perf_counter() - started - spent,
             branches=spent,
@@ -272,11 +307,6 @@ class _Run:
             padded=mask.size,
             layers=depth * len(rows),
         )
-
-    def _store(self, row: _Row, fork: int, kept: States) -> None:
-        key = (ids_of(row.tokens), fork)
-        self._kept[key] = kept
-        self.cache.put(key, kept)
 
     def _fork(self, rows: Sequence[_Row], asked: Mapping[str, list[int]], states: States, mask: Mask) -> None:
         """The branches at one fork, each on the rows that ask for it."""
@@ -289,29 +319,27 @@ class _Run:
                 picks[: len(key)] = key
                 taken[key] = self.backend.take(states, picks), mask[picks]
             calls.append(Call(name, (taken[key][0],), (taken[key][1],)))
-        for call, values in zip(calls, self.backend.branches(calls), strict=True):
-            for logits, position in zip(values, asked[call.task], strict=False):  # filler rows stay behind
-                for i in rows[position].asked[call.task]:
-                    self.results[i][call.task] = self._result(call.task, logits, i)
+        self._run(calls, {name: [rows[i].asked[name] for i in positions] for name, positions in asked.items()})
 
     def join(self, pass_tokens: int, max_rows: int | None) -> None:
         """The branches that read two texts separately, on pairs of kept rows."""
         started = time.perf_counter()
-        for waiting in self._pairs.values():
-            pairs = list(waiting.pairs.items())
-            lengths = [len(a[0]) + len(b[0]) for (a, b), _ in pairs]
+        for (fork, _), waiting in self._pairs.items():
+            pairs = list(waiting.items())
+            # Both sides are padded to their longest, so that the longer side decides what stands together.
+            lengths = [2 * max(len(a[0]), len(b[0])) for (a, b), _ in pairs]
             limit = {} if max_rows is None else {"max_rows": max_rows}
             for batch in cut(lengths, max_tokens=pass_tokens, **limit):
-                self._join([pairs[i] for i in batch.members], waiting.fork, batch.rows)
+                self._join([pairs[i] for i in batch.members], fork, batch.rows)
         self.work += Work(branches=time.perf_counter() - started)
 
-    def _join(self, pairs: Sequence[tuple[tuple[Ids, Ids], dict[str, list[int]]]], fork: int, rows: int) -> None:
+    def _join(self, pairs: Sequence[tuple[tuple[Ids, Ids], _Asked]], fork: int, rows: int) -> None:
         states, masks = [], []
-        for side in (0, 1):
+        for side, slot in enumerate(("text", "pair")):
             texts = [pair[side] for pair, _ in pairs]
             lengths = [len(ids) for ids, _ in texts]
             tokens = tokens_for(max(lengths))
-            states.append(self.backend.join([self._kept[text, fork] for text in texts], rows, tokens))
+            states.append(self.backend.join([self._kept[slot, text, fork] for text in texts], rows, tokens))
             masks.append(_mask(lengths, rows, tokens))
         asked: dict[str, list[int]] = {}
         for position, (_, names) in enumerate(pairs):
@@ -326,9 +354,15 @@ class _Run:
                 picks[: len(positions)] = positions
                 taken = tuple(self.backend.take(side, picks) for side in states)
                 calls.append(Call(name, taken, tuple(mask[picks] for mask in masks)))
+        self._run(calls, {name: [pairs[i][1][name] for i in positions] for name, positions in asked.items()})
+
+    def _run(self, calls: Sequence[Call], jobs: Mapping[str, Sequence[Sequence[int]]]) -> None:
+        """Run branches and hand out their logits: `jobs` has, per task and row, the jobs that asked."""
         for call, values in zip(calls, self.backend.branches(calls), strict=True):
-            for logits, position in zip(values, asked[call.task], strict=False):
-                for i in pairs[position][1][call.task]:
+            if len(values) != len(call.masks[0]):
+                raise RuntimeError(f"branch '{call.task}' gave {len(values)} rows for {len(call.masks[0])}")
+            for logits, askers in zip(values, jobs[call.task], strict=False):  # filler rows stay behind
+                for i in askers:
                     self.results[i][call.task] = self._result(call.task, logits, i)
 
     def _result(self, name: str, values: Logits, i: int) -> Logits | ItemError:
@@ -340,9 +374,11 @@ class _Run:
         return values.copy()
 
 
-def places(spec: BranchSpec) -> list[Place]:
-    """What the trunk must read for a branch."""
-    return [(slot, spec.max_tokens) for slot in spec.reading.slots]
+def _by_fork(names: Sequence[str], specs: Mapping[str, BranchSpec]) -> dict[int, list[str]]:
+    forks: dict[int, list[str]] = {}
+    for name in names:
+        forks.setdefault(specs[name].fork, []).append(name)
+    return forks
 
 
 def ids_of(row: TokenRow) -> Ids:

@@ -143,6 +143,10 @@ def load_branch(path: Path, encoder: Encoder) -> Branch:
             f"branch '{spec.task}' reads fork {spec.fork} with {spec.layers} layers of width {spec.width}; "
             f"this trunk has {encoder.depth} layers of width {encoder.width}"
         )
+    if spec.max_tokens > encoder.reader.max_positions:
+        raise BundleError(
+            f"branch '{spec.task}' reads {spec.max_tokens} tokens; this trunk reads {encoder.reader.max_positions}"
+        )
     branch = new_branch(spec, encoder)
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping

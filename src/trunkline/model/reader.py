@@ -1,6 +1,6 @@
 """Texts to token rows: a fast tokenizer with the limits of its encoder.
 
-Knows text and tokens; nothing of weights, so that an engine may keep it when the weights it came with are gone.
+Knows text and tokens; nothing of weights.
 """
 
 from __future__ import annotations
