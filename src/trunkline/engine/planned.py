@@ -6,9 +6,9 @@ are read separately are joined when both of their texts have been read, from a b
 arithmetic is a backend's.
 
 Isolation: a batch holds rows of one slot, in the order of their length, and a backend computes each layer and each
-branch by itself. So the bits of an answer depend on the shapes of its batches, and these on the texts, not on what other
-tasks there are or are asked of them. Two things move rows to other shapes: a task that cuts a text shorter
-than another does, since that is a row more, and texts of pairs that come from the cache, since those are rows less.
+branch by itself. So the bits of an answer depend on the shapes of its batches, and these on the texts, not on what
+other tasks there are or are asked of them. Two things move rows to other shapes: a task that cuts a text shorter than
+another does, since that is a row more, and texts of pairs that come from the cache, since those are rows less.
 
 Notation: R rows of a batch, T tokens, H width, C outputs.
 """
