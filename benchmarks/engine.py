@@ -1,8 +1,8 @@
 """What the engine adds to the bare trunk: `python benchmarks/engine.py [--data DATA_FOLDER]`.
 
-The chain of one OpenVINO model per layer, in which the engine runs the trunk, against the same trunk as one static model
-of one shape; and, where real texts are at hand, the whole engine on them, tokenising and padding included, per real
-token. Timed in turn, medians. Result: benchmarks/results/engine.json.
+The chain of one OpenVINO model per layer, in which the engine runs the trunk, against the same trunk as one static
+model of one shape; and, where real texts are at hand, the whole engine on them, tokenising and padding included, per
+real token. Timed in turn, medians. Result: benchmarks/results/engine.json.
 """
 
 from __future__ import annotations

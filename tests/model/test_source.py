@@ -68,7 +68,11 @@ assert not heavy, heavy
 def test_minilm_loads_and_reads_a_text() -> None:
     source = resolve("minilm", None, Path())
     encoder = Encoder.load(source.path)
-    assert (encoder.depth, encoder.width, encoder.reader.max_positions) == (source.depth, source.width, source.max_positions)
+    assert (encoder.depth, encoder.width, encoder.reader.max_positions) == (
+        source.depth,
+        source.width,
+        source.max_positions,
+    )
     (row,) = encoder.tokenize(["Hello, world"])
     assert row.ids == [101, 7592, 1010, 2088, 102]
 
