@@ -118,8 +118,11 @@ def test_a_bundle_that_cannot_serve_says_why_and_the_old_one_stays(service: Fake
 
 
 def test_a_path_names_all_its_methods(client: TestClient) -> None:
-    assert client.delete("/admin/release", headers=KEY).headers["allow"] == "GET, POST"
-    assert client.delete("/", headers={"Authorization": "Bearer api key"}).headers["allow"] == "GET, HEAD"
+    def allowed(path: str, headers: dict[str, str]) -> set[str]:
+        return set(client.delete(path, headers=headers).headers["allow"].split(", "))
+
+    assert allowed("/admin/release", KEY) == {"GET", "POST"}
+    assert allowed("/", {"Authorization": "Bearer api key"}) == {"GET", "HEAD"}
 
 
 def test_unknown_keys_of_a_release_are_refused(client: TestClient) -> None:
