@@ -86,9 +86,10 @@ def measure(shape: str, cores: Cores, options: argparse.Namespace) -> Generator[
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(trunkline(bundle, options.work / "server.log"))
         load = Load(cores, texts, options)
-        # The first seconds build kernels; they also show how large the batches of the server are.
+        # The first batch of a size builds its kernels. The largest show how large the batches of the server are.
         warm = load.on(server, TASKS, "many")
-        load.on(server, TASKS, "one", seconds=WARM)
+        full = load.on(server, TASKS, "one")
+        load.on(server, TASKS, "one", rate=full["requests_per_second"] / 2)
         detail["batch_rows"] = warm["batch_rows"]
         chosen = {name: json.loads(server.get("/v1/model")[1])[name] for name in ("engine", "dtype", "device")}
         detail["engine"] = ", ".join(chosen.values())
