@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny import tiny_encoder
 from torch import Tensor
@@ -266,6 +268,20 @@ def test_offsets_point_into_each_tokens_own_text(folders: dict[str, Path]) -> No
     ]
     assert pieces == ["Play", "music", "now", "!"]
     assert [span for span, side in zip(row.offsets, row.sequence, strict=True) if side is None] == [(0, 0)] * 3
+
+
+@every_family
+def test_tokens_are_the_same_without_offsets(folders: dict[str, Path], family: str) -> None:
+    reader = Encoder.load(folders[family]).reader
+
+    @given(texts=st.lists(st.tuples(st.text(), st.text()), min_size=1, max_size=4), joint=st.booleans())
+    def check(texts: list[tuple[str, str]], joint: bool) -> None:
+        firsts, seconds = [a for a, _ in texts], [b for _, b in texts] if joint else None
+        full = reader.tokenize(firsts, seconds, max_tokens=9)
+        bare = reader.tokenize(firsts, seconds, max_tokens=9, offsets=False)
+        assert [(row.ids, row.types) for row in bare] == [(row.ids, row.types) for row in full]
+
+    check()
 
 
 def test_offsets_leave_out_the_space_that_sentencepiece_counts_in(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -89,17 +89,17 @@ def _ids(row: TokenRow) -> Ids:
 
 
 def tokenize(
-    reader: TextReader, texts: Sequence[tuple[str, str | None]], max_tokens: int
+    reader: TextReader, texts: Sequence[tuple[str, str | None]], max_tokens: int, *, offsets: bool = True
 ) -> Sequence[TokenRow | ItemError]:
     """One row per text or pair; where the tokenizer refuses a batch, each is tried alone: only the culprit fails."""
     if not texts:
         return []
     try:
         pairs = [pair for _, pair in texts if pair is not None]
-        return reader.tokenize([text for text, _ in texts], pairs or None, max_tokens)
+        return reader.tokenize([text for text, _ in texts], pairs or None, max_tokens, offsets=offsets)
     except EncoderError:
         raise  # the limit does not fit the encoder, whatever the texts
     except Exception as error:  # the tokenizers library raises bare Exception
         if len(texts) == 1:
             return [ItemError(f"the text cannot be tokenised: {error}")]
-        return [row for text in texts for row in tokenize(reader, [text], max_tokens)]
+        return [row for text in texts for row in tokenize(reader, [text], max_tokens, offsets=offsets)]

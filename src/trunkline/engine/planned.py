@@ -200,6 +200,7 @@ class _Run:
         manners = {name: _Manner.of(spec) for name, spec in self.specs.items()}
         readable: list[tuple[int, Input, dict[_Manner, list[str]]]] = []  # job, input, its tasks by manner
         wanted: dict[Place, dict[Texts, None]] = {}
+        tagged: set[Place] = set()
         for i, job in enumerate(self.jobs):
             alike: dict[_Manner, list[str]] = {}
             for name in job.tasks:
@@ -211,16 +212,20 @@ class _Run:
                 elif isinstance(job.item, Input):
                     for place in manner.places:
                         wanted.setdefault(place, {})[texts_of(job.item, place[0])] = None
+                    if manner.words:
+                        tagged.update(manner.places)
             if alike and isinstance(job.item, Input):
                 readable.append((i, job.item, alike))
-        rows = {place: self._tokenize(list(texts), place[1]) for place, texts in wanted.items()}
+        rows = {place: self._tokenize(list(texts), place[1], place in tagged) for place, texts in wanted.items()}
         for i, item, alike in readable:
             for manner, names in alike.items():
                 self._ask(i, manner, names, [rows[place][texts_of(item, place[0])] for place in manner.places])
         self.work = replace(self.work, tokenise=time.perf_counter() - started)
 
-    def _tokenize(self, texts: Sequence[Texts], max_tokens: int) -> dict[Texts, tuple[Ids, TokenRow] | ItemError]:
-        found = tokenize(self.reader, texts, max_tokens)
+    def _tokenize(
+        self, texts: Sequence[Texts], max_tokens: int, offsets: bool
+    ) -> dict[Texts, tuple[Ids, TokenRow] | ItemError]:
+        found = tokenize(self.reader, texts, max_tokens, offsets=offsets)
         return {
             given: row if isinstance(row, ItemError) else (ids_of(row), row)
             for given, row in zip(texts, found, strict=True)

@@ -6,7 +6,7 @@ B: rows of a batch, T: tokens of its longest row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,16 +14,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One tokenised text or pair, special tokens included, unpadded. All four lists have one entry per token.
+    """One tokenised text or pair, special tokens included, unpadded. All lists have one entry per token.
 
     `offsets` are (start, end) characters in the token's own text, (0, 0) for special tokens; `sequence` says which
-    text a token is from: 0 the text, 1 its pair, None a special token.
+    text a token is from: 0 the text, 1 its pair, None a special token. Both are empty where nobody asked for them.
     """
 
     ids: list[int]
     types: list[int]
-    offsets: list[tuple[int, int]]
-    sequence: list[int | None]
+    offsets: list[tuple[int, int]] = field(default_factory=list)
+    sequence: list[int | None] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
