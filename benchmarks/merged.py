@@ -61,7 +61,7 @@ def prepare(options: argparse.Namespace, seed: int) -> None:
     """Write the project's files for a seed; its store stays."""
     script = HERE.parent / "examples" / "glue" / "prepare.py"
     arguments = [str(options.data.resolve()), "--out", str(options.work), "--tasks", TASKS, "--snips", "--replace"]
-    arguments += ["--max-cost", str(MAX_COST)]
+    arguments += ["--max-cost", str(MAX_COST), "--engine", "torch"]
     subprocess.run(
         [sys.executable, str(script), *arguments, "--rows", str(options.rows), "--seed", str(seed), *options.grid],
         check=True,

@@ -43,7 +43,7 @@ def write_project(root: Path, tasks: Mapping[str, Table], *, encoder: Path | Non
 
 def write_settings(root: Path, **settings: Any) -> None:
     """Write project.toml; `settings` over a small and exact reference request."""
-    cost = {"batch": 2, "tokens": 8, "repeats": 2}
+    cost = {"batch": 2, "tokens": 8, "repeats": 2, "engine": "torch"}  # a fast engine takes seconds to build
     (root / "project.toml").write_text(as_toml({"name": "small", "precision": "float32", "cost": cost, **settings}))
 
 

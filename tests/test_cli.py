@@ -58,7 +58,7 @@ def write_project(root: Path) -> Path:
     (root / "data").mkdir()
     tiny_encoder(root / "encoder")
     (root / "project.toml").write_text(
-        'name = "shop"\nencoder = "encoder"\ncost = { batch = 2, tokens = 8, repeats = 1 }\n'
+        'name = "shop"\nencoder = "encoder"\ncost = { batch = 2, tokens = 8, repeats = 1, engine = "torch" }\n'
     )
     words = ("fine", "poor", "great", "slow")
     rows = [

@@ -57,7 +57,7 @@ SNIPS = (
 OPTIONAL = ("valid",)  # cut from train where the file is absent
 
 
-def project_file(encoder: str, seed: int, max_cost: float | None) -> str:
+def project_file(encoder: str, seed: int, max_cost: float | None, engine: str) -> str:
     """Text of project.toml."""
     return f"""\
 # Written by examples/glue/prepare.py.
@@ -66,6 +66,9 @@ seed = {seed}
 
 [budget]
 {"min_relative_quality = 0.99" if max_cost is None else f"max_cost = {max_cost}"}
+
+[cost]
+engine = "{engine}"
 """
 
 
@@ -147,6 +150,7 @@ def main() -> int:
     parser.add_argument("--distill", type=int, nargs="*", help="a student's layers l, searched (by task)")
     parser.add_argument("--pair", nargs="+", choices=["joint", "separate"], help="readings, searched (by task)")
     parser.add_argument("--max-cost", type=float, help="budget: most time, as a share of separate full models'")
+    parser.add_argument("--engine", default="auto", choices=["auto", "openvino", "torch"], help="measures costs (auto)")
     parser.add_argument("--replace", action="store_true", help="write over a project that is there")
     options = parser.parse_args()
     tasks, unknown = choose(options.tasks, options.snips)
@@ -160,7 +164,7 @@ def main() -> int:
     asked = {"tune": options.tune, "distill": options.distill, "readings": options.pair}
     asked = {field: tuple(values) for field, values in asked.items() if values is not None}
     tasks = [replace(task, **asked) for task in tasks]
-    project = project_file(options.encoder, options.seed, options.max_cost)
+    project = project_file(options.encoder, options.seed, options.max_cost, options.engine)
     problems = prepare(data, options.out, tasks, rows=options.rows, project=project)
     if problems:
         print(

@@ -451,3 +451,13 @@ def test_damage_to_a_waiting_tasks_branch_does_not_reach_the_next_release(done: 
     after = branches(done)
     assert after["slots"] != before["slots"]
     assert after["intent"] == before["intent"]
+
+
+def test_costs_are_those_of_the_engine_that_is_asked_for(done: Path) -> None:
+    pytest.importorskip("trunkline.engine.runtime", reason="OpenVINO is an extra", exc_type=ImportError)
+    write_settings(done, cost={"batch": 2, "tokens": 8, "repeats": 2, "engine": "openvino"})
+    report = Project.load(done).run().report
+    assert report["cost"]["engine"] == "openvino"
+    assert report["cost"]["dtype"] in ("float32", "bfloat16")
+    assert report["merged"]["relative_time"] > 0
+    assert all(candidate["ms"] > 0 for task in report["tasks"].values() for candidate in task["candidates"])

@@ -149,7 +149,7 @@ _project("cost is not a number", "budget.max_cost = nan\n", "budget.max_cost", "
 _project("both budgets", "[budget]\nmin_relative_quality = 0.9\nmax_cost = 0.5\n", "budget", "max_cost", "one of them")
 _project("budget is not a table", "budget = 0.99\n", "budget", "0.99", "a table", "max_cost")
 _project("no such device", 'device = "gpu"\n', "device", '"gpu"', '"cuda"')
-_project("no such engine", 'cost.engine = "onnx"\n', "cost.engine", '"onnx"', '"torch"')
+_project("no such engine", 'cost.engine = "onnx"\n', "cost.engine", '"onnx"', '"openvino"')
 _project("empty name", 'name = " "\n', "name", "empty")
 
 # Names of task files

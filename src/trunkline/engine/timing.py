@@ -1,7 +1,7 @@
 """Measured cost of the parts of a merged model on this machine: the trunk to each depth, and branches apart from it.
 
 All parts are timed in turn, round after round, so that a busy moment falls on all of them; the medians are kept. Random
-tokens serve: time does not depend on weights. Knows shapes, nothing of tasks.
+tokens serve: time does not depend on weights. Knows shapes and engines, nothing of tasks.
 
 Notation: B rows, T tokens of a text, H width.
 """
@@ -10,16 +10,28 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 
-from trunkline.model.branch import BranchSpec, Reading, new_branch
+from trunkline.engine.choose import Choice
+from trunkline.engine.load import Loader
+from trunkline.engine.planned import Backend, Call, PlannedEngine
+from trunkline.model.branch import Branch, BranchSpec, Reading, new_branch
 from trunkline.model.encoders import Encoder
 from trunkline.model.heads import Pooling
 from trunkline.model.tokens import TokenBatch
+from trunkline.model.trunk import Trunk
 from trunkline.project.tasks import Kind
+
+Job = Callable[[], list[float]]
+"""Runs one part and gives the seconds to each of its marks."""
+
+ALIKE = 4
+"""Equal branches that a fast engine runs at once, as it does at a fork: several small ones may go side by side."""
 
 
 @dataclass(frozen=True)
@@ -37,24 +49,28 @@ class Shape:
 
 
 def measure(
-    encoder: Encoder, shapes: Iterable[Shape], *, batch: int, tokens: int, repeats: int
+    trunk: Trunk, choice: Choice, shapes: Iterable[Shape], *, batch: int, tokens: int, repeats: int
 ) -> dict[str, dict[str, list[float]]]:
-    """Median milliseconds in float32 on the torch engine.
+    """Median milliseconds on the CPU engine of this choice.
 
     The reference request is `batch` inputs with texts of `tokens` tokens; a pair read jointly is one sequence of twice
     as many, as far as the encoder has positions. Returns {"trunk": {slot: [after embeddings, after 1 layer, …]},
     "branch": {shape id: [ms]}}.
     """
-    joint = min(2 * tokens, encoder.reader.max_positions)
+    joint = min(2 * tokens, trunk.encoder.reader.max_positions)
     sizes = {"text": tokens, "pair": tokens, "joint": joint}
     shapes = list(shapes)
     used = {slot for shape in shapes for slot in Reading(shape.reading).slots}
-    lengths = sorted({sizes[slot] for slot in used})
-    jobs: dict[tuple[str, object], Callable[[], list[float]]] = {}
-    for length in lengths:
-        jobs["trunk", length] = _trunk_job(encoder, batch, length)
+    branches = {shape.id: _branch(trunk, shape, joint) for shape in shapes}
+    engine = _engine(trunk, choice, branches)
+    jobs: dict[tuple[str, object], Job] = {}
+    for length in sorted({sizes[slot] for slot in used}):
+        given = _batch(trunk.encoder, batch, length)
+        jobs["trunk", length] = _trunk_on(engine.backend, given, trunk.depth) if engine else _trunk(trunk, given)
     for shape in shapes:
-        jobs["branch", shape.id] = _branch_job(encoder, shape, batch, tokens, joint)
+        read = [_batch(trunk.encoder, batch, sizes[slot]) for slot in Reading(shape.reading).slots]
+        branch = branches[shape.id]
+        jobs["branch", shape.id] = _branch_on(engine.backend, shape, read) if engine else _plain(trunk, branch, read)
     times: dict[tuple[str, object], list[list[float]]] = {name: [] for name in jobs}
     with torch.inference_mode():
         for job in jobs.values():
@@ -71,14 +87,48 @@ def measure(
     }
 
 
-def _trunk_job(encoder: Encoder, batch: int, tokens: int) -> Callable[[], list[float]]:
-    ids = torch.randint(0, encoder.model.get_input_embeddings().num_embeddings, (batch, tokens))
-    tokens_batch = TokenBatch(ids, torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool))
+def _branch(trunk: Trunk, shape: Shape, max_tokens: int) -> Branch:
+    spec = BranchSpec(
+        task="timing",
+        kind=Kind.TAGGING if shape.pooling == Pooling.TOKENS else Kind.CLASSIFICATION,
+        labels=("a", "b"),
+        metric="",
+        fork=shape.fork,
+        layers=shape.layers,
+        reading=Reading(shape.reading),
+        pooling=Pooling(shape.pooling),
+        max_tokens=max_tokens,
+        width=trunk.width,
+        outputs=2,
+        trunk=trunk.fingerprint,
+    )
+    return new_branch(spec, trunk.encoder).eval()
+
+
+def _batch(encoder: Encoder, rows: int, tokens: int) -> TokenBatch:
+    ids = torch.randint(0, encoder.model.get_input_embeddings().num_embeddings, (rows, tokens))
+    return TokenBatch(ids, torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool))
+
+
+def _engine(trunk: Trunk, choice: Choice, branches: Mapping[str, Branch]) -> PlannedEngine | None:
+    """The fast engine with every branch as often as it is run at once; None for the reference engine."""
+    sources = {id: (id, partial(branches.__getitem__, id)) for id in branches}
+    named = {_name(id, copy): source for id, source in sources.items() for copy in range(ALIKE)}
+    engine = Loader(trunk, choice).engine(named)
+    return engine if isinstance(engine, PlannedEngine) else None
+
+
+def _name(id: str, copy: int) -> str:
+    return f"{id} {copy}"
+
+
+def _trunk(trunk: Trunk, given: TokenBatch) -> Job:
+    encoder = trunk.encoder
 
     def run() -> list[float]:
         start = time.perf_counter()
-        states = encoder.embed(tokens_batch.ids, tokens_batch.types, tokens_batch.mask)
-        context = encoder.context(tokens_batch.mask, states.dtype)
+        states = encoder.embed(given.ids, given.types, given.mask)
+        context = encoder.context(given.mask, states.dtype)
         marks = [time.perf_counter() - start]
         for index, layer in enumerate(encoder.layers):
             states = encoder.run(layer, index, states, context)
@@ -88,31 +138,45 @@ def _trunk_job(encoder: Encoder, batch: int, tokens: int) -> Callable[[], list[f
     return run
 
 
-def _branch_job(encoder: Encoder, shape: Shape, batch: int, tokens: int, joint: int) -> Callable[[], list[float]]:
-    reading = Reading(shape.reading)
-    spec = BranchSpec(
-        task="timing",
-        kind=Kind.TAGGING if shape.pooling == Pooling.TOKENS else Kind.CLASSIFICATION,
-        labels=("a", "b"),
-        metric="",
-        fork=shape.fork,
-        layers=shape.layers,
-        reading=reading,
-        pooling=Pooling(shape.pooling),
-        max_tokens=joint,
-        width=encoder.width,
-        outputs=2,
-        trunk="",
-    )
-    branch = new_branch(spec, encoder).eval()
-    length = joint if reading is Reading.JOINT else tokens
-    states = [torch.randn(batch, length, encoder.width) for _ in reading.slots]
-    masks = [torch.ones(batch, length, dtype=torch.bool) for _ in reading.slots]
+def _plain(trunk: Trunk, branch: Branch, read: Sequence[TokenBatch]) -> Job:
+    masks = [given.mask for given in read]
+    states = [torch.randn(*mask.shape, trunk.width) for mask in masks]
 
     def run() -> list[float]:
         start = time.perf_counter()
-        branch(encoder, states, masks)
+        branch(trunk.encoder, states, masks)
         return [time.perf_counter() - start]
+
+    return run
+
+
+def _trunk_on(backend: Backend, given: TokenBatch, depth: int) -> Job:
+    ids, types, mask = given.ids.numpy(), given.types.numpy(), given.mask.numpy()
+
+    def run() -> list[float]:
+        start = time.perf_counter()
+        states = backend.embed(ids, types, mask)
+        marks = [time.perf_counter() - start]
+        for index in range(depth):
+            states = backend.layer(index, states, mask)
+            marks.append(time.perf_counter() - start)
+        return marks
+
+    return run
+
+
+def _branch_on(backend: Backend, shape: Shape, read: Sequence[TokenBatch]) -> Job:
+    masks = tuple(given.mask.numpy() for given in read)
+    states = tuple(
+        backend.take(backend.embed(given.ids.numpy(), given.types.numpy(), mask), np.arange(len(mask)))
+        for given, mask in zip(read, masks, strict=True)
+    )
+    calls = [Call(_name(shape.id, copy), states, masks) for copy in range(ALIKE)]
+
+    def run() -> list[float]:
+        start = time.perf_counter()
+        backend.branches(calls)
+        return [(time.perf_counter() - start) / ALIKE]
 
     return run
 

@@ -21,7 +21,7 @@ from trunkline.bundle.manifest import read_manifest, verify
 from trunkline.bundle.release import Release, Releases
 from trunkline.errors import BundleError, UsageError
 from trunkline.model.source import Source
-from trunkline.pipeline.costs import Measured, measure, shape_of
+from trunkline.pipeline.costs import Measured, full_shapes, measure, shape_of
 from trunkline.pipeline.execute import BRANCH
 from trunkline.pipeline.select import Budget, Candidate, Choice, choose, paper_rule
 from trunkline.pipeline.stages import Graph, Stage, StageKind
@@ -149,6 +149,7 @@ class Assembly:
         full = {task: self.graph.of(task, StageKind.FULL) for task in tasks}
         trained = [self._entry(stage) for stage in [*searched, *(s for stages in full.values() for s in stages)]]
         shapes = {shape_of(entry.result["branch"]) for entry in trained}
+        shapes |= {shape for task in tasks for shape in full_shapes(self._entry(full[task][0]).result["branch"])}
         measured = measure(self.source, self.files.settings.cost, self.store, shapes, self.say)
         groups: dict[str, list[Stage]] = {}
         for stage in searched:

@@ -9,7 +9,7 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from trunkline.pipeline.select import READS, TrunkCost
 from trunkline.pipeline.store import Store, key_of
 from trunkline.project.config import CostSettings
 
-COST_VERSION = 1
+COST_VERSION = 2
 
 BranchShape = tuple[str, str, int]
 """(reading, pooling, own layers): all of a branch that time depends on."""
@@ -27,14 +27,25 @@ BranchShape = tuple[str, str, int]
 
 @dataclass(frozen=True)
 class Measured:
-    """Milliseconds on the reference request; the trunk to each depth, and every branch apart from it."""
+    """Milliseconds on the reference request; the trunk to each depth, and every branch apart from it.
 
+    `engine` and `dtype` are what ran.
+    """
+
+    engine: str
+    dtype: str
     trunk: TrunkCost
     branch: Mapping[BranchShape, float]
 
     def full(self, reading: str, pooling: str, depth: int) -> float:
-        """One separate full model of `depth` layers."""
-        return sum(self.trunk.ms[slot][depth] for slot in READS[reading]) + self.branch[reading, pooling, 0]
+        """One separate full model of `depth` layers, in the cheaper of two equal forms.
+
+        A head that reads [CLS] alone needs no other row of the last layer, which engines make use of in a branch.
+        """
+        return min(
+            sum(self.trunk.ms[slot][depth - own] for slot in READS[reading]) + self.branch[reading, pooling, own]
+            for own in FULL_FORMS
+        )
 
 
 def machine() -> dict[str, Any]:
@@ -50,6 +61,15 @@ def machine() -> dict[str, Any]:
     return {"cpu": name, "cores": len(usable(0)) if usable else os.cpu_count(), **limited, "torch": version("torch")}
 
 
+FULL_FORMS = (0, 1)
+"""Layers of a full model that can stand in its branch."""
+
+
+def full_shapes(branch: Mapping[str, Any]) -> list[BranchShape]:
+    """The shapes that the cost of a full model is made of."""
+    return [(branch["reading"], branch["pooling"], own) for own in FULL_FORMS]
+
+
 def shape_of(branch: Mapping[str, Any]) -> BranchShape:
     """The shape of a finished stage's branch."""
     return branch["reading"], branch["pooling"], branch["layers"]
@@ -62,16 +82,26 @@ def measure(
     names = {"/".join(map(str, shape)): shape for shape in sorted(set(shapes))}
     fields = {
         "machine": machine(),
+        "openvino": None if cost.engine == "torch" else openvino_version(),
         "encoder": source.fingerprint,
         "cost": cost.model_dump(mode="json"),
         "shapes": list(names),
     }
     key = key_of(["cost", COST_VERSION, fields])
     if key not in store:
-        say(f"measuring {len(names)} shapes at batch {cost.batch} x {cost.tokens} tokens on the {cost.engine} engine")
+        say(f"measuring {len(names)} shapes at batch {cost.batch} x {cost.tokens} tokens")
         store.put(key, fields, lambda _artifacts, _work: _measure(source, cost, names))
     result = store.get(key).result
-    return Measured(TrunkCost(result["trunk"]), {shape: result["branch"][name] for name, shape in names.items()})
+    branch = {shape: result["branch"][name] for name, shape in names.items()}
+    return Measured(result["engine"], result["dtype"], TrunkCost(result["trunk"]), branch)
+
+
+def openvino_version() -> str | None:
+    """The version of OpenVINO that is installed, if one is."""
+    try:
+        return version("openvino")
+    except PackageNotFoundError:
+        return None
 
 
 def forget(store: Store) -> None:
@@ -84,13 +114,21 @@ def forget(store: Store) -> None:
 
 def _measure(source: Source, cost: CostSettings, names: Mapping[str, BranchShape]) -> dict[str, Any]:
     from trunkline.engine import timing
+    from trunkline.engine.choose import choose
     from trunkline.model.encoders import Encoder
+    from trunkline.model.trunk import Trunk
 
-    encoder = Encoder.load(source.path)
+    trunk = Trunk(Encoder.load(source.path), source.fingerprint)
+    choice = choose(trunk, cost.engine, device="cpu")
     # One fork serves for all: layers of an encoder cost alike wherever they stand.
     timed = {
-        name: timing.Shape(encoder.depth - layers, layers, reading, pooling)
+        name: timing.Shape(trunk.depth - layers, layers, reading, pooling)
         for name, (reading, pooling, layers) in names.items()
     }
-    times = timing.measure(encoder, timed.values(), batch=cost.batch, tokens=cost.tokens, repeats=cost.repeats)
-    return {"trunk": times["trunk"], "branch": {name: times["branch"][shape.id][0] for name, shape in timed.items()}}
+    times = timing.measure(trunk, choice, timed.values(), batch=cost.batch, tokens=cost.tokens, repeats=cost.repeats)
+    return {
+        "engine": choice.engine,
+        "dtype": choice.dtype,
+        "trunk": times["trunk"],
+        "branch": {name: times["branch"][shape.id][0] for name, shape in timed.items()},
+    }

@@ -19,12 +19,14 @@ from trunkline.pipeline.execute import BRANCH, ENCODER
 from trunkline.pipeline.select import READS, Candidate, Choice
 from trunkline.pipeline.stages import Stage, StageKind
 from trunkline.pipeline.store import Entry, key_of
+from trunkline.project.config import CostSettings
 
 if TYPE_CHECKING:
     from trunkline.engine.base import Input
+    from trunkline.model.branch import Branch
     from trunkline.model.encoders import Encoder
 
-COMPARE_VERSION = 1
+COMPARE_VERSION = 2
 
 
 def make_report(assembly: Assembly, options: Options, release: Release, say: Callable[[str], None]) -> dict[str, Any]:
@@ -51,8 +53,8 @@ def make_report(assembly: Assembly, options: Options, release: Release, say: Cal
         "cost": {
             "batch": settings.cost.batch,
             "tokens": settings.cost.tokens,
-            "engine": settings.cost.engine,
-            "dtype": "float32",
+            "engine": options.measured.engine,
+            "dtype": options.measured.dtype,
         },
         "tasks": {task: _task(assembly, options, task, picked[task], scored[task]) for task in sorted(picked)},
         "merged": _merged(assembly, options, release, picked, scored, selection.met, say),
@@ -189,11 +191,12 @@ def _compare(
     """Milliseconds of the reference request through the merged model and through one full model per task: same engine,
     same run, in turn. Kept in the store per release.
     """
-    cost = assembly.files.settings.cost
+    cost, measured = assembly.files.settings.cost, options.measured
     fulls = {task: options.full[task][0] for task in tasks}
     fields = {
         "machine": machine(),
         "cost": cost.model_dump(mode="json"),
+        "engine": [measured.engine, measured.dtype],
         "branches": release.tasks,
         "full": {task: entry.key for task, entry in fulls.items()},
     }
@@ -201,46 +204,58 @@ def _compare(
     if key not in assembly.store:
         say(f"measuring the merged model against {len(tasks)} separate full models")
         assembly.store.put(
-            key, fields, lambda _a, _w: compare(assembly, release, fulls, cost.batch, cost.tokens, cost.repeats)
+            key, fields, lambda _a, _w: compare(assembly, release, fulls, cost, measured.engine, measured.dtype)
         )
     result: dict[str, float] = assembly.store.get(key).result
     return result
 
 
 def compare(
-    assembly: Assembly, release: Release, fulls: dict[str, Entry], batch: int, tokens: int, repeats: int
+    assembly: Assembly, release: Release, fulls: dict[str, Entry], cost: CostSettings, engine: str, dtype: str
 ) -> dict[str, float]:
     """Median milliseconds of one request for all tasks. The separate models share one encoder's weights, which favours
     them: N real ones would not stay in the processor's cache.
     """
     from trunkline.bundle.loaded import Bundle
+    from trunkline.engine.load import Loader
     from trunkline.engine.timing import compare as in_turn
-    from trunkline.engine.torch import TorchEngine
     from trunkline.model.branch import load_branch
     from trunkline.model.encoders import Encoder
     from trunkline.model.trunk import Trunk
 
-    bundle = Bundle.load(assembly.releases.folder(release))
+    bundle = Bundle.load(assembly.releases.folder(release), engine=engine, dtype=dtype)
     first = next(iter(fulls.values()))
-    encoder = Encoder.load(first.folder / ENCODER)
-    trunk = Trunk(encoder, assembly.source.fingerprint)
-    separate = {
-        task: TorchEngine(trunk, {task: load_branch(entry.folder / BRANCH, encoder)}) for task, entry in fulls.items()
-    }
-    request = reference_request(
-        encoder,
-        batch,
-        tokens,
-        pairs=any(len(READS[s.reading]) > 1 or s.reading == "joint" for s in bundle.specs.values()),
-    )
+    trunk = Trunk(Encoder.load(first.folder / ENCODER), assembly.source.fingerprint)
+    loader = Loader(trunk, bundle.loader.choice)
+    separate = {}
+    for task, entry in fulls.items():
+        branch = with_last_layer(load_branch(entry.folder / BRANCH, trunk.encoder), trunk.encoder)
+        separate[task] = loader.engine({task: (entry.key, lambda branch=branch: branch)})  # type: ignore[misc]
+    pairs = any(len(READS[s.reading]) > 1 or s.reading == "joint" for s in bundle.specs.values())
+    request = reference_request(trunk.encoder, cost.batch, cost.tokens, pairs=pairs)
 
     def one_each() -> None:
         for task, engine in separate.items():
-            engine.logits(request, [task], batch_size=batch)
+            engine.logits(request, [task], batch_size=cost.batch)
 
     return in_turn(
-        {"merged": lambda: bundle.engine.logits(request, list(fulls), batch_size=batch), "separate": one_each}, repeats
+        {"merged": lambda: bundle.engine.logits(request, list(fulls), batch_size=cost.batch), "separate": one_each},
+        cost.repeats,
     )
+
+
+def with_last_layer(branch: Branch, encoder: Encoder) -> Branch:
+    """A full model's branch, its encoder's last layer made part of it where the head reads [CLS] alone: an engine need
+    not compute that layer for the other rows then.
+    """
+    from trunkline.model.branch import new_branch
+    from trunkline.model.heads import Pooling
+
+    if branch.spec.pooling is not Pooling.CLS:
+        return branch
+    whole = new_branch(branch.spec.model_copy(update={"fork": encoder.depth - 1, "layers": 1}), encoder)
+    whole.norm, whole.head = branch.norm, branch.head
+    return whole.eval()
 
 
 def reference_request(encoder: Encoder, batch: int, tokens: int, *, pairs: bool) -> list[Input]:

@@ -84,7 +84,10 @@ class CostSettings(Settings):
 
     batch: int = Field(default=32, ge=1, le=4096, description="Rows of the reference request.")
     tokens: int = Field(default=32, ge=4, le=8192, description="Tokens of each of its rows.")
-    engine: Literal["torch"] = Field(default="torch", description="Engine that costs are measured on.")
+    engine: Literal["auto", "openvino", "torch"] = Field(
+        default="auto",
+        description="CPU engine that costs are measured on; auto takes what `trunkline serve` takes on this CPU.",
+    )
     repeats: int = Field(default=9, ge=1, le=1000, description="Timed repeats; the median counts.")
 
 
