@@ -2,8 +2,9 @@
 
 Writes the project of examples/glue into FOLDER and runs it: the whole grid on the first seed, where the selection is
 made; then what was selected, and full fine-tuning, once more for every other seed. Choices are made on `valid`; figures
-are those of the reported split (`dev` of GLUE, `test` of SNIPS). A killed run goes on where it was, and `--more` adds
-seeds to a result file, on another day if need be. Result: benchmarks/results/merged.json.
+are those of the reported split (`dev` of GLUE, `test` of SNIPS). A killed run goes on where it was. `--more` adds
+seeds to a result file, on another day if need be; a seed that it has is measured again. Result:
+benchmarks/results/merged.json.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def main() -> None:
         if found:
             narrow(options.work, found["tasks"])
         with Terminal(Console(stderr=True)) as show:
-            report = Project.load(options.work).run(show=show, reselect=True).report
+            again = seed in found.get("seeds", ())  # all but the times is in the store
+            report = Project.load(options.work).run(show=show, reselect=True, remeasure=again).report
         found = extended(found or first(report, options), report, seed)
         write_json(options.out, found)
         options.page.write_text(page(found), encoding="utf-8")
@@ -121,14 +123,19 @@ def first(report: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]
 
 
 def extended(found: dict[str, Any], report: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The object with the figures of one more seed."""
-    found["seeds"].append(seed)
-    summary = found["summary"]
+    """The object with the figures of one more seed, or with new ones of a seed that it has."""
+    seeds, summary = found["seeds"], found["summary"]
+    place = seeds.index(seed) if seed in seeds else len(seeds)
+
+    def put(figures: list[Any], figure: Any) -> None:
+        figures[place : place + 1] = [figure]
+
+    put(seeds, seed)
     for side, part in (("full", "baseline"), ("merged", "chosen")):
         for name, task in found["tasks"].items():
-            task[side].append(report["tasks"][name][part]["metrics"][task["metric"]])
-        summary[side].append(statistics.mean(task[side][-1] for task in found["tasks"].values()))
-    summary["relative_times"].append(report["merged"]["relative_time"])
+            put(task[side], report["tasks"][name][part]["metrics"][task["metric"]])
+        put(summary[side], statistics.mean(task[side][place] for task in found["tasks"].values()))
+    put(summary["relative_times"], report["merged"]["relative_time"])
     summary["relative_quality"] = statistics.mean(summary["merged"]) / statistics.mean(summary["full"])
     summary["relative_time"] = statistics.median(summary["relative_times"])
     return found
