@@ -19,8 +19,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trunkline.bench.command import bench
+from trunkline.engine.choose import DTYPES
 from trunkline.errors import TrunklineError, UsageError
+from trunkline.pipeline.quantize_command import as_data, as_table, measured, quantize
 from trunkline.serving.command import serve
+from trunkline.serving.release_command import deploy, hint
 
 app = typer.Typer(
     help="Train each text task on its own; serve all of them in one pass of a shared, frozen BERT trunk.",
@@ -30,10 +34,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 task_app = typer.Typer(help="Add, remove or show a task.", no_args_is_help=True)
-release_app = typer.Typer(help="List, show, compare and roll back releases.", no_args_is_help=True)
+release_app = typer.Typer(help="List, show, compare, deploy and roll back releases.", no_args_is_help=True)
 app.add_typer(task_app, name="task")
 app.add_typer(release_app, name="release")
 app.command()(serve)
+app.command()(bench)
+app.command()(quantize)
+release_app.command()(deploy)
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -91,6 +98,13 @@ def _released() -> Any:
 
     folder = ROOT["folder"]
     return Project(folder) if (folder / "project.toml").is_file() else Project.load(folder)  # says what is missing
+
+
+def _live() -> Path:
+    """The bundle of the live release."""
+    project = _released()
+    folder: Path = project.releases.folder(project.released())
+    return folder
 
 
 def _json(value: Any) -> None:
@@ -225,6 +239,8 @@ def run(
     if result.report:
         print_report(result.report, out)
         out.print(f"\nrelease {result.release.id} is live; report: {project.root / PAGE}", markup=False, soft_wrap=True)
+        if (told := hint(project.releases, ROOT["folder"])) is not None:
+            out.print(told, markup=False, soft_wrap=True)
 
 
 @app.command("eval")
@@ -263,8 +279,15 @@ def predict(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Inputs computed at once.")] = 32,
     engine: Annotated[
-        str, typer.Option(help="torch (the reference), openvino (faster, once it has started) or auto.")
-    ] = "torch",
+        str | None,
+        typer.Option(
+            help="torch (the reference, and the default), openvino (faster, once it has started) or auto.",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help=f"One of {', '.join(DTYPES)}; int8 where the bundle was quantized.")
+    ] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Answer every task for a text, a file, or the lines of stdin (jsonl out)."""
@@ -276,7 +299,7 @@ def predict(
     if pair is not None and (not texts or len(texts) != 1):
         raise UsageError("--pair goes with a single text; for more pairs use --file, or JSON objects on stdin")
     lines = None if texts else read_inputs(file, sys.stdin, text, text_pair)
-    model = Bundle.load(bundle, engine=engine) if bundle is not None else _released().bundle(engine=engine)
+    model = Bundle.load(bundle if bundle is not None else _live(), engine=engine, dtype=dtype)
     if lines is None:
         inputs = [{"text": given, "text_pair": pair} for given in texts or ()]
         answers = model.predict(inputs, task)
@@ -393,8 +416,9 @@ def release_show(
     """One release: its bundle, and each task's branch."""
     project = _released()
     release = project.released(id)
+    int8 = measured(project.releases.folder(release))
     if as_json:
-        return _json(release.model_dump())
+        return _json({**release.model_dump(), "int8": as_data(int8)})
     out.print(
         f"{release.id}  {_when(release.created)} UTC  {project.releases.folder(release)}", markup=False, soft_wrap=True
     )
@@ -403,6 +427,9 @@ def release_show(
     for task, sha in release.tasks.items():
         table.add_row(*_cells(task, sha[:16]))
     out.print(table)
+    if int8 is not None:
+        out.print()
+        out.print(as_table(int8))
 
 
 @release_app.command("rollback")
@@ -410,8 +437,11 @@ def release_rollback(
     id: Annotated[str | None, typer.Argument(help="By default the one before the live one.")] = None,
 ) -> None:
     """Make an earlier release live again."""
-    release = _released().rollback(id)
+    project = _released()
+    release = project.rollback(id)
     out.print(f"release {release.id} is live", markup=False)
+    if (told := hint(project.releases, ROOT["folder"])) is not None:
+        out.print(told, markup=False, soft_wrap=True)
 
 
 @release_app.command("diff")
@@ -461,14 +491,20 @@ def gc(
     out.print(f"{'would free' if dry_run else 'freed'} {total / 1e6:,.1f} MB")
 
 
+def _int8(int8: Any) -> str:
+    """A line per task; "quantize" measures those that are missing."""
+    return "\n".join(f"{task}: {found.quality}" for task, found in sorted(int8.tasks.items()))
+
+
 @app.command()
 def info(as_json: AsJson = False) -> None:
     """The machine, the encoder, the tasks and the live release."""
     from trunkline import __version__
-    from trunkline.pipeline.costs import machine
+    from trunkline.machine import machine
 
     project = _project()
     live = project.releases.live()
+    int8 = measured(project.releases.folder(live)) if live else None
     source = project.source
     value = {
         "trunkline": __version__,
@@ -483,6 +519,7 @@ def info(as_json: AsJson = False) -> None:
         },
         "tasks": {name: settings.kind.value for name, settings in project.files.tasks.items()},
         "live": live.id if live else None,
+        "int8": as_data(int8),
         "store_bytes": project.store.size(),
     }
     if as_json:
@@ -499,6 +536,7 @@ def info(as_json: AsJson = False) -> None:
         "": f"fingerprint {source.fingerprint[:16]}",
         "tasks": ", ".join(kinds),
         "live": f"{live.id} of {_when(live.created)} UTC" if live else "no release yet",
+        "int8": "not measured: trunkline quantize" if int8 is None else _int8(int8),
         "store": f"{value['store_bytes'] / 1e6:,.1f} MB",
     }.items():
         table.add_row(*_cells(key, shown))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import select
 import socket
 import struct
 import threading
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +23,9 @@ pytest.importorskip("uvicorn", reason="the server's tests need the extra serve")
 
 from serving.fakes import FakeService
 
-from trunkline.serving.app import Settings, create_app
+from trunkline.serving.app import create_app
+from trunkline.serving.door import SPARE
 from trunkline.serving.limits import Limits
-from trunkline.serving.protocol import Protocol
 from trunkline.serving.run import event_loop, http_server
 
 LIMIT = 64 * 1024
@@ -33,12 +35,6 @@ SECONDS = 0.4
 """What a head or a body may take here."""
 
 Sent = bytes | list[bytes | float]  # at once, or in pieces with pauses of so many seconds
-
-
-class Hasty(Protocol):
-    """A server with little patience."""
-
-    head_seconds = SECONDS
 
 
 @dataclass
@@ -91,8 +87,13 @@ def complete(answer: bytes) -> bool:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    service = FakeService(limits=Limits(body_bytes=LIMIT, items=32))
-    http = http_server(create_app(service, Settings(body_seconds=SECONDS)), Hasty)
+    with running(Limits(body_bytes=LIMIT, items=32, head_seconds=SECONDS, body_seconds=SECONDS)) as made:
+        yield made
+
+
+@contextmanager
+def running(limits: Limits) -> Iterator[Server]:
+    http = http_server(create_app(FakeService(limits=limits)), limits)
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def run() -> None:
@@ -384,3 +385,58 @@ def test_a_hundred_connections_that_wait_keep_nobody_out(server: Server) -> None
     finally:
         for client in waiting:
             client.close()
+
+
+@pytest.mark.parametrize("last", [b"", b"GET /v1/model"])
+def test_a_client_that_asks_and_never_reads_is_let_go(last: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    with running(Limits(reply_seconds=SECONDS)) as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(server.address)
+        client.sendall(request(b"", "/openapi.json", "GET") * 500 + last)  # far more than the system holds of replies
+        ended = select.poll()
+        ended.register(client, 0)
+        assert ended.poll(10_000)
+        assert server.status(request(GOOD)) == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_client_that_never_reads_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("trunkline.serving.run._CLOSING_SECONDS", SECONDS)
+    with socket.socket() as client:
+        with running(Limits()) as server:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(server.address)
+            client.sendall(request(b"", "/openapi.json", "GET") * 500)
+            assert client.recv(1) == b"H"
+            started = time.monotonic()
+        assert time.monotonic() - started < 5
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_one_connection_too_many_is_told_so_and_probes_are_answered() -> None:
+    limits = Limits(connections=4)
+    with running(limits) as server, ExitStack() as stack:
+        held = [stack.enter_context(server.connect()) for _ in range(limits.connections)]
+        for client in held:
+            client.sendall(request(GOOD))
+            assert received(client)[9:12] == b"200"
+        head, _, body = server.send(request(GOOD)).partition(b"\r\n\r\n")
+        assert head[9:12] == b"503"
+        assert b"\r\nretry-after: 1\r\n" in head.lower()
+        assert b"\r\nconnection: close\r\n" in head.lower()
+        assert json.loads(body)["error"]["message"].startswith("4 connections are open already")
+        assert server.status(request(b'{"inputs":[]}', "/v2/models/intent/infer")) == 503
+        extra = [stack.enter_context(server.connect()) for _ in range(SPARE + 8)]
+        for path in ("/health/ready", "/health/live", "/v2/health/ready", "/metrics"):
+            head, _, body = server.send(request(b"", path, "GET")).partition(b"\r\n\r\n")
+            assert head[9:12] == b"200"
+            assert b"connection: close" in head.lower()
+        assert [received(client) for client in extra[:8]] == [b""] * 8  # the oldest made room
+        held[0].sendall(request(GOOD))
+        assert received(held[0])[9:12] == b"200"
+        held.pop().close()
+        deadline = time.monotonic() + 10
+        while server.status(request(GOOD)) != 200:  # until the server has heard of it
+            assert time.monotonic() < deadline

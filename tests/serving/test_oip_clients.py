@@ -23,7 +23,6 @@ pytest.importorskip("kserve", reason="it is one of the clients: pip install kser
 
 import httpx
 import tritonclient.http as triton
-import uvicorn
 from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
 from kserve.protocol.infer_type import RequestedOutput
 from serving.conftest import Bundles
@@ -36,7 +35,7 @@ from trunkline.serving.app import Settings, create_app
 from trunkline.serving.errors import Overloaded
 from trunkline.serving.keys import Keys
 from trunkline.serving.loading import Loading
-from trunkline.serving.protocol import Protocol
+from trunkline.serving.run import http_server
 from trunkline.serving.service import Service
 
 KEY = {"Authorization": "Bearer secret"}
@@ -52,7 +51,7 @@ class Server:
         listening = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{listening.getsockname()[1]}"
         app = create_app(service, Settings(keys=Keys(admin="secret")))  # type: ignore[arg-type]
-        self._uvicorn = uvicorn.Server(uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None))
+        self._uvicorn = http_server(app, service.limits)
         started: Future[None] = Future()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run(service, listening, started)))
         self._thread.start()
@@ -153,6 +152,27 @@ def test_triton_finds_the_server_and_its_models(client: triton.InferenceServerCl
     assert client.get_model_metadata("intent", described["versions"][0]) == described
 
 
+def test_triton_finds_in_the_configuration_of_a_model_what_its_metadata_says(
+    client: triton.InferenceServerClient,
+) -> None:
+    for name, optional in (("served", [False, True]), ("same", [False, False]), ("intent", [False])):
+        config, about = client.get_model_config(name), client.get_model_metadata(name)
+        assert client.get_model_config(name, about["versions"][0]) == config
+        assert (config["name"], config["platform"], config["max_batch_size"]) == (name, about["platform"], 0)
+        for given, described in ((config["input"], about["inputs"]), (config["output"], about["outputs"])):
+            assert [(tensor["name"], tensor["dims"]) for tensor in given] == [
+                (tensor["name"], tensor["shape"]) for tensor in described
+            ]
+        assert [tensor["optional"] for tensor in config["input"]] == optional
+    assert {tensor["name"]: tensor["data_type"] for tensor in client.get_model_config("intent")["output"]} == {
+        "intent": "TYPE_STRING",
+        "intent.scores": "TYPE_FP32",
+        "intent.error": "TYPE_STRING",
+    }
+    with pytest.raises(InferenceServerException, match="did you mean 'intent'"):
+        client.get_model_config("intnt")
+
+
 def test_triton_sees_a_server_that_is_not_ready(fake: FakeService, faked: Server) -> None:
     with triton.InferenceServerClient(faked.address) as client:
         assert client.is_server_ready()
@@ -245,7 +265,7 @@ def test_triton_reads_our_errors(client: triton.InferenceServerClient) -> None:
     with pytest.raises(InferenceServerException, match="shared memory is not supported"):
         client.infer("intent", [triton.InferInput("text", [1], "BYTES").set_shared_memory("region", 16)])
     with pytest.raises(InferenceServerException, match="there is nothing at this path"):
-        client.get_model_config("intent")
+        client.get_trace_settings("intent")
 
 
 def test_triton_hears_that_the_queue_is_full(fake: FakeService, faked: Server) -> None:

@@ -44,10 +44,11 @@ class Running:
 
 
 @contextmanager
-def serving(*arguments: str, **environment: str) -> Iterator[Running]:
+def serving(*arguments: str, project: Path = Path(), **environment: str) -> Iterator[Running]:
     """`trunkline serve` with these arguments, until the end of the block."""
+    command = [sys.executable, "-m", "trunkline", "-C", str(project), "serve"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "trunkline", "serve", "--port", "0", "--engine", "torch", *arguments],
+        [*command, "--port", "0", "--engine", "torch", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -23,7 +23,7 @@ import pytest
 import uvloop
 from branches import ALL_SORTS, INPUTS
 from serving.conftest import Bundles
-from serving.faults import DIE, HOLD, RAISE, Faulty
+from serving.faults import DIE, HOLD, RAISE, Faulty, Noted
 
 from trunkline.atomic import write_json
 from trunkline.bundle import Bundle, Releases
@@ -500,6 +500,24 @@ def test_a_stuck_worker_is_replaced(served: Served, bundles: Bundles, runner: as
         assert alike(reply.answers, Bundle.load(bundles.first).predict(TEXTS, ["intent"]))
 
     runner.run(run())
+
+
+def test_a_worker_computes_as_the_one_before_it_did(bundles: Bundles, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+
+    async def run() -> None:
+        before = workers()
+        service = Service(bundles.first, limits=LIMITS, loading=Noted(engine="torch", notes=notes))
+        await service.start()
+        [pid] = workers() - before
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: not service.ready)
+        await until(lambda: service.ready)
+        await service.drain()
+
+    asyncio.run(run())
+    assert notes.read_text().split() == ["auto", "float32"]  # chosen, and not chosen again
 
 
 def test_the_live_release_is_served_until_drained(bundles: Bundles, tmp_path: Path) -> None:

@@ -181,11 +181,13 @@ def test_a_batch_is_a_span_with_its_stages(service: FakeService) -> None:
 
 
 def test_traces_go_nowhere_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    tracing.configure({})
+    with tracing.exporting({}):
+        pass
     for module in ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http.trace_exporter"):
         monkeypatch.setitem(sys.modules, module, None)  # as where it is not installed
-    with pytest.raises(MissingExtra, match=r"trunkline\[otel\]"):
-        tracing.configure({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"})
+    asked = tracing.exporting({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"})
+    with pytest.raises(MissingExtra, match=r"trunkline\[otel\]"), asked:
+        pass
 
 
 def test_without_opentelemetry_nothing_is_traced(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trunkline.bundle.manifest import TRUNK, Manifest, bundle_id, read_manifest, verify
+from trunkline.bundle.manifest import TRUNK, Int8Entry, Manifest, bundle_id, read_manifest, verify
 from trunkline.bundle.probes import Probes, deviation
 from trunkline.engine.base import BATCH_SIZE, Engine, Input, ItemError, Logits, known_tasks, predict
+from trunkline.engine.choose import INT8
 from trunkline.errors import BundleError, EncoderError
 from trunkline.project.tasks import Answer
 
 if TYPE_CHECKING:
+    from trunkline.engine.choose import Choice
     from trunkline.engine.load import Loader
     from trunkline.model.branch import Branch, BranchSpec
     from trunkline.model.trunk import Trunk
@@ -38,7 +40,7 @@ class Bundle:
         cls,
         path: Path | str,
         *,
-        engine: str = "torch",
+        engine: str | None = None,
         dtype: str = "auto",
         device: str = "cpu",
         tasks: Collection[str] | None = None,
@@ -46,37 +48,47 @@ class Bundle:
     ) -> Bundle:
         """Check the bundle in the folder `path` and load it, all of it or only `tasks`.
 
-        `engine` is "torch" (on a CPU the float32 reference, on a GPU the fast engine), "openvino" or "auto"; `dtype`
-        and `device` may be left to it too. Over the same trunk, a `previous` bundle lends its engine, whatever these
-        say, and its branches: what is in memory is not read again. Raises BundleError where the bundle is not whole or
-        unchanged, UsageError for an unknown task, engine, dtype or device.
+        `engine` is "torch" (on a CPU the float32 reference, on a GPU the fast engine; the default), "openvino" (the
+        default in int8) or "auto"; `dtype` and `device` may be left to it too. Over the same trunk, a `previous` bundle
+        lends its engine, whatever these say, and its branches: what is in memory is not read again. Raises BundleError
+        where the bundle is not whole or unchanged, or was not measured in int8 and that is asked for; UsageError for an
+        unknown task, engine, dtype or device.
         """
         from trunkline.engine.choose import choose
         from trunkline.engine.load import Loader
+        from trunkline.engine.ranges import read_ranges
 
         folder = Path(path)
-        found = read_manifest(folder).trunk
         kept = None
-        if previous is not None and (found.fingerprint, found.files) == previous.identity:
+        if previous is not None and _identity(read_manifest(folder), previous.loader.choice) == previous.identity:
             kept = previous  # the trunk in memory is the one in the folder
         manifest = verify(folder, trusted={} if kept is None else kept.loaded_files())
         names = known_tasks(manifest.branches, tasks)
-        wanted = {task: manifest.branches[task] for task in sorted(names)}
+        int8 = None
+        if (dtype if kept is None else kept.loader.choice.dtype) == INT8:
+            int8 = _int8(folder, manifest, names)
         if kept is not None:
             loader = kept.loader
         else:
             trunk = load_trunk(folder / TRUNK, manifest.trunk.fingerprint)
-            loader = Loader(trunk, choose(trunk, engine, dtype, device))
-        sources = {
-            task: (entry.sha256, partial(load_task, folder / entry.file, task, loader.trunk))
-            for task, entry in wanted.items()
-        }
-        return cls(folder, bundle_id(folder), manifest, loader, loader.engine(sources))
+            if int8 is None:
+                loader = Loader(trunk, choose(trunk, engine or "torch", dtype, device))
+            else:
+                choice = choose(trunk, engine or "openvino", dtype, device, rest=int8.dtype)
+                loader = Loader(trunk, choice, read_ranges(folder / int8.trunk.file))
+        sources, ranges = {}, {}
+        for task in sorted(names):
+            entry = manifest.branches[task]
+            sources[task] = entry.sha256, partial(load_task, folder / entry.file, task, loader.trunk)
+            found = None if int8 is None else int8.tasks[task].ranges
+            if found is not None:
+                ranges[task] = found.sha256, partial(read_ranges, folder / found.file)
+        return cls(folder, bundle_id(folder), manifest, loader, loader.engine(sources, ranges))
 
     @property
-    def identity(self) -> tuple[str, dict[str, str]]:
-        """What tells one trunk from another: its fingerprint, and its files by sha256."""
-        return self.manifest.trunk.fingerprint, self.manifest.trunk.files
+    def identity(self) -> tuple[str, dict[str, str], str | None]:
+        """What tells one trunk from another: its fingerprint, its files by sha256, in int8 the sha256 of its ranges."""
+        return _identity(self.manifest, self.loader.choice)
 
     def loaded_files(self) -> dict[str, str]:
         """The files whose content is in memory: path in the bundle -> sha256."""
@@ -118,6 +130,21 @@ class Bundle:
         probes = self.probes()
         found = self.logits(probes.items())
         return {task: deviation(probes.logits_of(task), found[task]) for task in self.tasks}
+
+
+def _identity(manifest: Manifest, choice: Choice) -> tuple[str, dict[str, str], str | None]:
+    ranges = manifest.int8.trunk.sha256 if choice.dtype == INT8 and manifest.int8 is not None else None
+    return manifest.trunk.fingerprint, manifest.trunk.files, ranges
+
+
+def _int8(folder: Path, manifest: Manifest, tasks: Iterable[str]) -> Int8Entry:
+    """What the bundle has for int8. Raises BundleError where any of these tasks was not measured in it."""
+    measured = {} if manifest.int8 is None else manifest.int8.tasks
+    missing = [task for task in tasks if task not in measured]
+    if manifest.int8 is None or missing:
+        what = "the bundle was" if manifest.int8 is None else f"{', '.join(missing)} was"
+        raise BundleError(f"{folder}: {what} never measured in int8: `trunkline quantize` makes a release that is")
+    return manifest.int8
 
 
 def load_trunk(folder: Path, fingerprint: str) -> Trunk:

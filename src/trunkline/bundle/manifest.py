@@ -4,6 +4,7 @@
     trunk/                             the encoder's own files: config.json, safetensors, tokenizer
     branches/<task>-<hash16>.safetensors
     probes.json                        inputs and the logits that every task must give for them
+    int8/<trunk|task>-<hash16>.safetensors   where it was quantized: ranges of the trunk, and of branches that have any
 
 A bundle's id is the first 16 hex digits of the sha256 of manifest.json, and names its folder. This module knows files
 and hashes only; it never imports torch, so that releases can be listed and checked at once.
@@ -18,16 +19,19 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from trunkline.atomic import write_json
 from trunkline.errors import BundleError
 
 MANIFEST = "manifest.json"
 PROBES = "probes.json"
 TRUNK = "trunk"
 BRANCHES = "branches"
+INT8 = "int8"
+VALID = "valid"
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
@@ -68,6 +72,61 @@ class FileEntry(_Strict):
     sha256: Hash
 
 
+class Change(_Strict):
+    """A metric on one split: in floats, and in int8 on the same engine."""
+
+    floats: float
+    int8: float
+
+
+class Quality(_Strict):
+    """A task's `metric` per split, in floats and in int8; ranges were calibrated on rows of "valid"."""
+
+    metric: str
+    splits: dict[str, Change]
+
+    def __str__(self) -> str:
+        shown = [
+            f"{change.floats:.3f} -> {change.int8:.3f} ({split}{', calibrated on it' if split == VALID else ''})"
+            for split, change in self.splits.items()
+        ]
+        return f"{self.metric} {', '.join(shown)}"
+
+
+class TaskInt8(_Strict):
+    """What int8 does to one task: its branch's ranges (None where no layer of it has any), and what was measured.
+
+    `deviation` is how far the probes' logits are from the stored ones (see `probes.deviation`).
+    """
+
+    ranges: FileEntry | None = None
+    quality: Quality
+    deviation: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Int8Entry(_Strict):
+    """What the bundle needs to run in int8: ranges of the trunk, and each measured task.
+
+    `dtype` is the float type of what is no integer, and the one that int8 was compared with.
+    """
+
+    dtype: Annotated[str, Field(pattern=r"^(float32|bfloat16)$")]
+    trunk: FileEntry
+    tasks: dict[Name, TaskInt8]
+
+    @model_validator(mode="after")
+    def _named_by_content(self) -> Self:
+        for name, entry in {TRUNK: self.trunk, **{task: found.ranges for task, found in self.tasks.items()}}.items():
+            if entry is not None and entry.file != ranges_path(name, entry.sha256):
+                raise ValueError(f"{entry.file!r} is not where the ranges of '{name}' belong")
+        return self
+
+    def files(self) -> dict[str, str]:
+        """Every file of ranges: path in the bundle -> sha256."""
+        entries = [self.trunk, *(found.ranges for found in self.tasks.values())]
+        return {entry.file: entry.sha256 for entry in entries if entry is not None}
+
+
 class Manifest(_Strict):
     """The content of manifest.json; `name` is the name of the project that made it."""
 
@@ -76,6 +135,7 @@ class Manifest(_Strict):
     trunk: TrunkEntry
     branches: dict[Name, FileEntry]
     probes: FileEntry
+    int8: Int8Entry | None = None
 
     @field_validator("branches")
     @classmethod
@@ -92,10 +152,23 @@ class Manifest(_Strict):
             raise ValueError(f"{probes.file!r} is not where the probes belong")
         return probes
 
+    @field_validator("int8")
+    @classmethod
+    def _of_its_branches(cls, int8: Int8Entry | None, info: ValidationInfo) -> Int8Entry | None:
+        unknown = set() if int8 is None else int8.tasks.keys() - info.data.get("branches", {}).keys()
+        if unknown:
+            raise ValueError(f"there is no branch of {', '.join(sorted(unknown))}")
+        return int8
+
     def files(self) -> dict[str, str]:
         """Every file of the bundle but the manifest: path in the bundle -> sha256."""
         branches = {entry.file: entry.sha256 for entry in self.branches.values()}
-        return {**self.trunk.files, **branches, self.probes.file: self.probes.sha256}
+        int8 = {} if self.int8 is None else self.int8.files()
+        return {**self.trunk.files, **branches, self.probes.file: self.probes.sha256, **int8}
+
+    def write(self, folder: Path) -> None:
+        """Write manifest.json; what a bundle does not have is not named."""
+        write_json(folder / MANIFEST, self.model_dump(mode="json", exclude_none=True))
 
     def hashes(self) -> dict[str, str]:
         """Task -> sha256 of its branch."""
@@ -105,6 +178,11 @@ class Manifest(_Strict):
 def branch_path(task: str, sha256: str) -> str:
     """Where the branch of a task lies in a bundle."""
     return f"{BRANCHES}/{task}-{sha256[:16]}.safetensors"
+
+
+def ranges_path(name: str, sha256: str) -> str:
+    """Where the int8 ranges of the trunk or of a task's branch lie in a bundle."""
+    return f"{INT8}/{name}-{sha256[:16]}.safetensors"
 
 
 def file_hash(path: Path) -> str:

@@ -16,15 +16,17 @@ from trunkline.atomic import clear_leftovers, exclusive, publish_folder, scratch
 from trunkline.bundle.loaded import Bundle, load_task, load_trunk
 from trunkline.bundle.manifest import (
     BRANCHES,
-    MANIFEST,
+    INT8,
     PROBES,
     TRUNK,
     FileEntry,
+    Int8Entry,
     Manifest,
     TrunkEntry,
     branch_path,
     bundle_id,
     file_hash,
+    read_manifest,
     verify,
 )
 from trunkline.bundle.probes import Probes, alone, prove_equal_to_single, prove_untouched
@@ -65,9 +67,9 @@ def merge(
             manifest = manifest.model_copy(
                 update={"probes": FileEntry(file=PROBES, sha256=file_hash(scratch / PROBES))}
             )
-            write_json(scratch / MANIFEST, manifest.model_dump(mode="json"))
+            manifest.write(scratch)
             verify(scratch)
-            return _publish(scratch, out)
+            return publish(scratch, out)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -79,7 +81,7 @@ def _gather(
     (scratch / TRUNK).mkdir()
     (scratch / BRANCHES).mkdir()
     for path in files(source.path):
-        _place(path, scratch / TRUNK / path.name, previous and previous / TRUNK / path.name)
+        place(path, scratch / TRUNK / path.name, previous and previous / TRUNK / path.name)
     found = resolve(str((scratch / TRUNK).resolve()), None, scratch)
     if found.fingerprint != source.fingerprint:
         raise BundleError(f"the encoder in {source.path} changed since its branches were trained on it")
@@ -89,9 +91,9 @@ def _gather(
             raise BundleError(f"the branch file of task '{task}' is not there: {path}")
         sha256 = file_hash(path)
         relative = branch_path(task, sha256)
-        _place(path, scratch / relative, previous and previous / relative)
+        place(path, scratch / relative, previous and previous / relative)
         branches[task] = FileEntry(file=relative, sha256=sha256)
-    return Manifest(
+    manifest = Manifest(
         name=name,
         trunk=TrunkEntry(
             fingerprint=source.fingerprint,
@@ -104,9 +106,24 @@ def _gather(
         branches=branches,
         probes=FileEntry(file=PROBES, sha256="0" * 64),
     )
+    return manifest if previous is None else manifest.model_copy(update={"int8": _kept(manifest, scratch, previous)})
 
 
-def _place(path: Path, destination: Path, twin: Path | None) -> None:
+def _kept(manifest: Manifest, scratch: Path, previous: Path) -> Int8Entry | None:
+    """What the bundle keeps of an earlier one's int8: all that was made for its trunk and for branches that stayed."""
+    before = read_manifest(previous)
+    if before.int8 is None or before.trunk.files != manifest.trunk.files:
+        return None
+    old, new = before.hashes(), manifest.hashes()
+    tasks = {task: entry for task, entry in before.int8.tasks.items() if task in new and old[task] == new[task]}
+    kept = before.int8.model_copy(update={"tasks": tasks})
+    (scratch / INT8).mkdir()
+    for file in kept.files():
+        place(previous / file, scratch / file, previous / file)
+    return kept
+
+
+def place(path: Path, destination: Path, twin: Path | None) -> None:
     """Put a copy of `path` at `destination`: another name for the same file in an earlier bundle, if it is there.
 
     Only files of a bundle are shared that way: they never change, while the originals are the user's.
@@ -170,7 +187,7 @@ def _prove_single(
         prove_equal_to_single(task, alone(trunk, load_branch(path, trunk.encoder), probes), merged[task])
 
 
-def _publish(scratch: Path, out: Path) -> Path:
+def publish(scratch: Path, out: Path) -> Path:
     """Rename the finished bundle to its id; an equal one that is already there stays, a damaged one makes way."""
     destination = out / bundle_id(scratch)
     if destination.exists():

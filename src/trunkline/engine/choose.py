@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from trunkline.model.trunk import Trunk
 
 ENGINES = ("auto", "openvino", "torch")
-DTYPES = ("auto", "float32", "bfloat16")
+INT8 = "int8"
+DTYPES = ("auto", "float32", "bfloat16", INT8)
 DEVICES = ("auto", "cpu", "cuda")
 
 NOT_IN_OPENVINO = {"deberta": "its attention takes another path for long texts, which a conversion does not follow"}
@@ -32,19 +33,32 @@ _ROWS, _TOKENS, _REPEATS = 16, 32, 7
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine with its arithmetic and device, and `why` for those who start it."""
+    """An engine with its arithmetic and device, and `why` for those who start it.
+
+    In "int8", the products of linear layers are of integers, and all else is of the float type `rest`.
+    """
 
     engine: str
     dtype: str
     device: str
     why: str
+    rest: str = ""
+
+    @property
+    def floats(self) -> str:
+        """The type of whatever is no integer."""
+        return self.rest or self.dtype
 
     def __str__(self) -> str:
         return f"{self.engine}, {self.dtype}, {self.device} ({self.why})"
 
 
-def choose(trunk: Trunk, engine: str = "auto", dtype: str = "auto", device: str = "auto") -> Choice:
-    """Settle what is left to "auto" for this trunk on this machine.
+def choose(
+    trunk: Trunk, engine: str = "auto", dtype: str = "auto", device: str = "auto", *, rest: str = "float32"
+) -> Choice:
+    """Settle what is left to "auto" for this trunk on this machine; int8 is never chosen unasked.
+
+    `rest` is the type of what is no integer in int8, as far as the machine has it: the one that was measured.
 
     Raises UsageError for an unknown name, and for what is not installed or not there.
     """
@@ -60,6 +74,8 @@ def choose(trunk: Trunk, engine: str = "auto", dtype: str = "auto", device: str 
         raise UsageError(f"{family} does not run in bfloat16 on the OpenVINO engine: {FLOAT32_ONLY[family]}")
     if engine == "openvino" and device.startswith("cuda"):
         raise UsageError("the OpenVINO engine runs on the CPU; a GPU takes the engine torch")
+    if dtype == INT8:
+        return _in_int8(engine, device, family, rest)
     if device != "cpu" and engine != "openvino" and _cuda(asked=device.startswith("cuda")):
         return _on_gpu(dtype, "cuda" if device == "auto" else device)
     if engine == "torch" or find_spec("openvino") is None or family in NOT_IN_OPENVINO:
@@ -73,6 +89,26 @@ def choose(trunk: Trunk, engine: str = "auto", dtype: str = "auto", device: str 
     if family in FLOAT32_ONLY:
         return Choice("openvino", "float32", "cpu", f"{family}: {FLOAT32_ONLY[family]}")
     return _measured(trunk)
+
+
+def _in_int8(engine: str, device: str, family: str, rest: str) -> Choice:
+    if engine == "torch" or device.startswith("cuda") or find_spec("openvino") is None or family in NOT_IN_OPENVINO:
+        raise UsageError(f"int8 takes the engine openvino, on the CPU{_why_not(family)}")
+    if rest == "bfloat16" and not _has_bfloat16():
+        return Choice("openvino", INT8, "cpu", "as asked; the rest in float32: this CPU has no bfloat16", "float32")
+    return Choice("openvino", INT8, "cpu", f"as asked; the rest in {rest}, as measured", rest)
+
+
+def _why_not(family: str) -> str:
+    if find_spec("openvino") is None:
+        return ", which is not installed: pip install 'trunkline[openvino]'"
+    return f", where {family} does not run: {NOT_IN_OPENVINO[family]}" if family in NOT_IN_OPENVINO else ""
+
+
+def _has_bfloat16() -> bool:
+    from trunkline.engine.runtime import ov
+
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _cuda(*, asked: bool) -> bool:
@@ -96,9 +132,8 @@ def _on_gpu(dtype: str, device: str) -> Choice:
 def _measured(trunk: Trunk) -> Choice:
     """float32 or bfloat16, by one trunk layer in both, timed in turn."""
     from trunkline.engine.openvino import Builder
-    from trunkline.engine.runtime import ov
 
-    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if not _has_bfloat16():
         return Choice("openvino", "float32", "cpu", "this CPU has no bfloat16")
     times: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     runs = {dtype: Builder(trunk, dtype=dtype).sample(_ROWS, _TOKENS) for dtype in times}

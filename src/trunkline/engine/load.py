@@ -8,6 +8,7 @@ nothing of files.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -15,48 +16,56 @@ from trunkline.engine.base import Engine
 from trunkline.engine.cache import Cache
 from trunkline.engine.choose import Choice
 from trunkline.engine.planned import CACHE_BYTES, PlannedEngine, StateCache
+from trunkline.engine.ranges import Ranges
 from trunkline.model.branch import Branch
 from trunkline.model.trunk import Trunk
 
 Source = tuple[str, Callable[[], Branch]]
 """The content hash of a branch, and what loads it."""
+RangesSource = tuple[str, Callable[[], Ranges]]
+"""The content hash of a branch's int8 ranges, and what loads them."""
 
 
 class Loader:
-    """Builds engines of one choice over one trunk."""
+    """Builds engines of one choice over one trunk, with the int8 `ranges` of its layers where int8 was chosen."""
 
-    def __init__(self, trunk: Trunk, choice: Choice) -> None:
+    def __init__(self, trunk: Trunk, choice: Choice, ranges: Ranges = MappingProxyType({})) -> None:
         self.trunk = trunk
         self.choice = choice
         # Content hash -> the branch as the backend has it, as long as any engine holds it.
         self._built: WeakValueDictionary[str, Any] = WeakValueDictionary()
-        self._builder = _builder(trunk, choice)
+        self._builder = _builder(trunk, choice, ranges)
         self._cache: StateCache = Cache(CACHE_BYTES)
 
-    def engine(self, branches: Mapping[str, Source]) -> Engine:
-        """An engine of these branches, by task."""
+    def engine(
+        self, branches: Mapping[str, Source], ranges: Mapping[str, RangesSource] = MappingProxyType({})
+    ) -> Engine:
+        """An engine of these branches, by task, with the int8 `ranges` of those that have any."""
         if self._builder is None:
             from trunkline.engine.torch import TorchEngine
 
-            return TorchEngine(self.trunk, self._take(branches, lambda branch: branch))
-        parts = self._take(branches, self._builder.part)
+            return TorchEngine(self.trunk, self._take(branches, {}, lambda branch: branch))
+        parts = self._take(branches, ranges, self._builder.part)
         return PlannedEngine(self.trunk.encoder.reader, self._builder.backend(parts), cache=self._cache)
 
-    def _take(self, branches: Mapping[str, Source], build: Callable[[Branch], Any]) -> dict[str, Any]:
+    def _take(
+        self, branches: Mapping[str, Source], ranges: Mapping[str, RangesSource], build: Callable[..., Any]
+    ) -> dict[str, Any]:
         taken = {}
         for task, (sha256, load) in sorted(branches.items()):
-            taken[task] = self._built.get(sha256)
+            key, more = (sha256, ()) if task not in ranges else (f"{sha256} {ranges[task][0]}", ranges[task][1:])
+            taken[task] = self._built.get(key)
             if taken[task] is None:
-                taken[task] = self._built[sha256] = build(load())
+                taken[task] = self._built[key] = build(load(), *(read() for read in more))
         return taken
 
 
-def _builder(trunk: Trunk, choice: Choice) -> Any:
+def _builder(trunk: Trunk, choice: Choice, ranges: Ranges) -> Any:
     """What makes the parts of a fast engine; None for the reference engine, which takes branches as they are."""
     if choice.engine == "openvino":
         from trunkline.engine.openvino import Builder
 
-        return Builder(trunk, dtype=choice.dtype)
+        return Builder(trunk, dtype=choice.floats, ranges=ranges)
     if choice.device.startswith("cuda"):
         from trunkline.engine.gpu import GpuBuilder
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,9 @@ from torch import Tensor, nn
 from trunkline.engine import rewrite
 from trunkline.engine.base import Logits
 from trunkline.engine.convert import Converter
+from trunkline.engine.int8 import round_linears
 from trunkline.engine.planned import Call, Mask
+from trunkline.engine.ranges import Ranges, branch_linears, trunk_linears
 from trunkline.engine.runtime import ov
 from trunkline.model.branch import Branch, BranchSpec, check_trunk
 from trunkline.model.encoders import Encoder
@@ -117,13 +120,19 @@ class OpenVinoBackend:
 
 
 class Builder:
-    """Compiles the parts of backends over one trunk, in one dtype; keeps what it has converted for later branches."""
+    """Compiles the parts of backends over one trunk, in one dtype; keeps what it has converted for later branches.
 
-    def __init__(self, trunk: Trunk, *, dtype: str, threads: int | None = None) -> None:
+    Layers that have `ranges`, the trunk's here and a branch's in `part`, multiply in int8; the rest is in `dtype`.
+    """
+
+    def __init__(
+        self, trunk: Trunk, *, dtype: str, threads: int | None = None, ranges: Ranges = MappingProxyType({})
+    ) -> None:
         self.fingerprint = trunk.fingerprint
         self.encoder = trunk.encoder
         self.dtype = dtype
         self.threads = threads or usable_cores()
+        self.ranges = ranges
         self._core = ov.Core()
         self._converter = Converter(trunk.encoder, TYPES[dtype])
         self._layers: list[Compiled] = []
@@ -134,8 +143,11 @@ class Builder:
             self._layers = self._trunk()
         return OpenVinoBackend(self.encoder, parts, self._layers, dtype=self.dtype, threads=self.threads)
 
-    def part(self, branch: Branch) -> Part:
-        """Compile a branch in its cheapest form. Raises BundleError for a branch that was made for another trunk."""
+    def part(self, branch: Branch, ranges: Ranges = MappingProxyType({})) -> Part:
+        """Compile a branch in its cheapest form.
+
+        Raises BundleError for a branch that was made for another trunk, or ranges for another branch.
+        """
         spec = branch.spec
         check_trunk(spec, self.fingerprint)
         form, module = rewrite.cheapest(branch, self.encoder)
@@ -145,6 +157,7 @@ class Builder:
         apart = {"task", "labels", "positive", "metric", "max_tokens", "trunk"}
         structure = (form, *spec.model_dump(exclude=apart).values())
         model = self._converter.convert(structure, module, example, states_out=False)
+        round_linears(model, branch_linears(branch.layers, form), ranges)
         small = form != "plain" and spec.layers <= 1
         return Part(spec, form, self._compile(model, 1 if small else self.threads))
 
@@ -168,6 +181,7 @@ class Builder:
         structure = ("layer", index == 0, getattr(self.encoder.layers[index], "attention_type", None))
         example = (torch.randn(2, 6, self.encoder.width), _ones(2, 6))
         model = self._converter.convert(structure, _Layer(self.encoder, index), example, states_out=True)
+        round_linears(model, trunk_linears(self.encoder.layers[index], index), self.ranges)
         return self._compile(model, self.threads)
 
     def _compile(self, model: Any, threads: int) -> Compiled:

@@ -5,15 +5,13 @@ Knows shapes and times. Which candidates have them, and what is made of it, is `
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from trunkline.atomic import remove_folder
+from trunkline.machine import machine
 from trunkline.model.source import Source
 from trunkline.pipeline.select import READS, TrunkCost
 from trunkline.pipeline.store import Store, key_of
@@ -46,19 +44,6 @@ class Measured:
             sum(self.trunk.ms[slot][depth - own] for slot in READS[reading]) + self.branch[reading, pooling, own]
             for own in FULL_FORMS
         )
-
-
-def machine() -> dict[str, Any]:
-    """What a measured time depends on."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
-        name = next((value.strip() for key, _, value in lines if key.strip() == "model name"), name)
-    usable = getattr(os, "sched_getaffinity", None)  # not on macOS
-    threads = os.environ.get("OMP_NUM_THREADS")
-    limited = {"threads": int(threads)} if threads and threads.isdigit() else {}
-    return {"cpu": name, "cores": len(usable(0)) if usable else os.cpu_count(), **limited, "torch": version("torch")}
 
 
 FULL_FORMS = (0, 1)

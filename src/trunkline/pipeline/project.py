@@ -227,14 +227,14 @@ class Project:
         with self.store.writing():
             return self._assembly(Graph({}), Silent()).evaluate(found, names)  # what is released needs no stages
 
-    def bundle(self, release: str | None = None, *, engine: str = "torch") -> Bundle:
-        """The live (or named) release's merged model, loaded; see `Bundle.load` for the engine.
+    def bundle(self, release: str | None = None, *, engine: str | None = None, dtype: str = "auto") -> Bundle:
+        """The live (or named) release's merged model, loaded; see `Bundle.load` for engine and dtype.
 
         Raises StoreError before the first release.
         """
         from trunkline.bundle import Bundle
 
-        return Bundle.load(self.releases.folder(self.released(release)), engine=engine)
+        return Bundle.load(self.releases.folder(self.released(release)), engine=engine, dtype=dtype)
 
     def rollback(self, to: str | None = None) -> Release:
         """Make an earlier release live again, by default the one before."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trunkline.bundle.release import Release
+from trunkline.machine import machine
 from trunkline.pipeline.assemble import Assembly, Options
-from trunkline.pipeline.costs import machine
 from trunkline.pipeline.execute import BRANCH, ENCODER
 from trunkline.pipeline.select import READS, Candidate, Choice
 from trunkline.pipeline.stages import Stage, StageKind

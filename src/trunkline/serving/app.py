@@ -40,13 +40,33 @@ class Settings:
     keys: Keys = field(default_factory=Keys)
     bundles: Path | None = None
     """The folder whose bundles admin calls may name."""
-    body_seconds: float = 30.0
-    """How long a request's body may take to arrive."""
 
 
 def create_app(service: Service, settings: Settings | None = None) -> FastAPI:
     """The app over a service, which someone else starts and drains."""
     chosen = settings or Settings()
+    app = _app()
+    telemetry, traces = Telemetry(service), Traces(service)
+    service.subscribe(note)
+    app.include_router(native.router(service))
+    app.include_router(tei.router(service))
+    app.include_router(oip.router(service))
+    app.include_router(admin.router(service, chosen.bundles))
+    app.include_router(telemetry.router())
+    app.include_router(ui.router())
+    app.add_middleware(Gate, keys=chosen.keys, limits=service.limits, observers=(telemetry.exchange, traces.exchange))
+    return app
+
+
+def create_local_app(service: Service, bundles: Path | None) -> FastAPI:
+    """The app for commands of the server's user on its machine: the admin calls, without a key."""
+    app = _app()
+    app.include_router(admin.router(service, bundles))
+    app.add_middleware(Gate, keys=None, limits=service.limits, observers=())
+    return app
+
+
+def _app() -> FastAPI:
     app = FastAPI(
         title="Trunkline",
         version=version("trunkline"),
@@ -57,22 +77,7 @@ def create_app(service: Service, settings: Settings | None = None) -> FastAPI:
         # Spans are ours (tracing.py); FastAPI's own would record messages of exceptions, which may quote a text.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    telemetry, traces = Telemetry(service), Traces(service)
-    service.subscribe(note)
-    app.include_router(native.router(service))
-    app.include_router(tei.router(service))
-    app.include_router(oip.router(service))
-    app.include_router(admin.router(service, chosen.bundles))
-    app.include_router(telemetry.router())
-    app.include_router(ui.router())
     app.add_exception_handler(HTTPException, _no_such_route)
-    app.add_middleware(
-        Gate,
-        keys=chosen.keys,
-        body_bytes=service.limits.body_bytes,
-        body_seconds=chosen.body_seconds,
-        observers=(telemetry.exchange, traces.exchange),
-    )
     app.openapi = _openapi(app)  # type: ignore[method-assign]
     return app
 

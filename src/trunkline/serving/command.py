@@ -69,7 +69,7 @@ def serve(
         if value not in known:
             raise UsageError(unknown(what, value, known))
     root = context.find_root().params.get("project", Path())
-    releases = _releases(root) if bundle is None else None
+    releases = releases_of(root) if bundle is None else None
     keys = Keys(
         api=read_key("TRUNKLINE_API_KEY", api_key_file, os.environ),
         admin=read_key("TRUNKLINE_ADMIN_KEY", admin_key_file, os.environ),
@@ -104,7 +104,8 @@ def limits_of(given: Iterable[str]) -> Limits:
         raise UsageError(f"--limit {first['loc'][0]}={first['input']}: {first['msg']}") from None
 
 
-def _releases(root: Path) -> Releases:
+def releases_of(root: Path) -> Releases:
+    """The releases of the project in a folder. Raises UsageError where there is none."""
     if not (root / "project.toml").is_file():
         raise UsageError(f"{root.resolve()} is no project: name a bundle to serve, or the project's folder with -C")
     return Releases(root / _STORE)

@@ -191,7 +191,9 @@ class Dispatcher:
     def restore(self) -> Load:
         """What a new worker should load."""
         assert self._wanted is not None
-        return Load(next(self._tickets), *self._wanted, previous=None)
+        # Chosen once: it depends on a measurement, which may turn out otherwise in another worker.
+        dtype = None if self.live is None else self.live.model.dtype
+        return Load(next(self._tickets), *self._wanted, previous=None, dtype=dtype)
 
     def up(self, load: Load, model: ModelInfo) -> None:
         """A new worker serves; the requests that wait are its own."""

@@ -20,12 +20,16 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trunkline.serving.body import Gone, read_body
-from trunkline.serving.errors import Refusal
+from trunkline.serving.door import EXTRA
+from trunkline.serving.errors import Refusal, Unavailable
 from trunkline.serving.http import REQUEST_ID, refuse
 from trunkline.serving.keys import PROBES, Keys
+from trunkline.serving.limits import Limits
 from trunkline.serving.logs import failure, log
 from trunkline.serving.replies import CANCELLED, Event, Finished
 
+_WATCHED = PROBES | {"/metrics"}
+"""Paths that are asked every few seconds, for ever, and that a full server answers."""
 _SANE = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
@@ -62,21 +66,22 @@ def note(event: Event) -> None:
 
 
 class Gate:
-    """ASGI middleware; every observer is called once with each exchange that has ended."""
+    """ASGI middleware; every observer is called once with each exchange that has ended.
+
+    Without `keys` everything is open: who can connect has shown who they are.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        keys: Keys,
-        body_bytes: int,
-        body_seconds: float,
+        keys: Keys | None,
+        limits: Limits,
         observers: Sequence[Callable[[Exchange], None]],
     ) -> None:
         self._app = app
         self._keys = keys
-        self._body_bytes = body_bytes
-        self._body_seconds = body_seconds
+        self._limits = limits
         self._observers = observers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,10 +105,14 @@ class Gate:
                 observer(exchange)
 
     async def _answer(self, scope: Scope, receive: Receive, reply: _Reply) -> None:
-        exchange, body = reply.exchange, None
+        exchange, limits, body = reply.exchange, self._limits, None
         try:
-            self._keys.check(exchange.path, exchange.headers)
-            body = await read_body(receive, exchange.headers, limit=self._body_bytes, seconds=self._body_seconds)
+            if EXTRA in scope.get("state", {}) and exchange.path not in _WATCHED:
+                open_now = f"{limits.connections:,} connections are open already, which is the limit (connections)"
+                raise Unavailable(open_now, 1.0)
+            if self._keys is not None:
+                self._keys.check(exchange.path, exchange.headers)
+            body = await read_body(receive, exchange.headers, limit=limits.body_bytes, seconds=limits.body_seconds)
             scope = {**scope, "headers": _plain(scope["headers"], body)}
             await _until_gone(self._app, scope, body, receive, reply)
         except Refusal as refusal:
@@ -201,9 +210,8 @@ def _plain(headers: list[tuple[bytes, bytes]], body: bytes) -> list[tuple[bytes,
 
 def _log(exchange: Exchange) -> None:
     done = exchange.finished
-    probed = exchange.path in PROBES or exchange.path == "/metrics"  # every few seconds, for ever
     log(
-        logging.ERROR if exchange.status == 500 else logging.DEBUG if probed else logging.INFO,
+        logging.ERROR if exchange.status == 500 else logging.DEBUG if exchange.path in _WATCHED else logging.INFO,
         "request",
         request_id=exchange.id,
         method=exchange.method,

@@ -19,6 +19,14 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    connections: Count = 1000
+    """Connections that are served at a time; one more is told so."""
+    head_seconds: Time = 10.0
+    """How long the head of a request may take to arrive, or a connection to be silent before its first."""
+    body_seconds: Time = 30.0
+    """How long a request's body may take to arrive."""
+    reply_seconds: Time = 30.0
+    """How long a client may take to read a reply, or what waits for it of several."""
     body_bytes: Count = 8 * 1024 * 1024
     """Bytes of a request's body, unpacked."""
     items: Count = 1024

@@ -26,13 +26,15 @@ _LENGTH = struct.Struct(">Q")
 class Load:
     """To the worker: load the bundle in `folder` beside the others, but for the tasks `without`.
 
-    What bundle number `previous` has loaded already is taken over.
+    What bundle number `previous` has loaded already is taken over. `dtype` is the one to load it in, None where that is
+    for the worker to choose.
     """
 
     number: int
     folder: Path
     without: frozenset[str]
     previous: int | None
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)

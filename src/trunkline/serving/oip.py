@@ -1,11 +1,12 @@
 """The Open Inference Protocol, version 2, over REST: routes under `/v2`.
 
 Public clients of the protocol work unchanged, with tensors in JSON or as bytes, packed or not. Beside the protocol
-itself: the extensions `binary_tensor_data`, `classification`, `model_repository` (load and unload are tasks'; loading
-the bundle takes over the live release) and `statistics`. `oip_models` says which models there are and what they give,
-`oip_request` how a request is read. A request's `timeout` (microseconds) is its deadline; its other parameters that
-speak of order and sequences are ignored, as no request has to do with another. An error is `{"error": "…"}`; what is
-wrong in a request is a 400. Errors are never packed: clients of this protocol read them as they come.
+itself: the extensions `binary_tensor_data`, `classification`, `model_configuration`, `model_repository` (load and
+unload are tasks'; loading the bundle takes over the live release) and `statistics`. `oip_models` says which models
+there are and what they give, `oip_request` how a request is read. A request's `timeout` (microseconds) is its deadline;
+its other parameters that speak of order and sequences are ignored, as no request has to do with another. An error is
+`{"error": "…"}`; what is wrong in a request is a 400. Errors are never packed: clients of this protocol read them as
+they come.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from trunkline.serving.oip_statistics import Statistics
 if TYPE_CHECKING:  # importing it for real starts the machinery of workers
     from trunkline.serving.service import Service
 
-EXTENSIONS = ("binary_tensor_data", "classification", "model_repository", "statistics")
+EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics")
 
 _NOT_READY = "no forward pass succeeded recently, or no worker is alive"
 _PACKED_FROM = 1024  # bytes; a smaller response gains nothing from being packed
@@ -70,6 +71,10 @@ def router(service: Service) -> APIRouter:
         """Inputs, outputs and version of a model: the bundle, or a task."""
         return reply(model_of(request).metadata())
 
+    async def config(request: Request) -> Response:
+        """Inputs and outputs of a model in the words of Triton's model configuration."""
+        return reply(model_of(request).config())
+
     async def model_ready(request: Request) -> Response:
         """Whether a model answers requests."""
         model = model_of(request)
@@ -88,6 +93,7 @@ def router(service: Service) -> APIRouter:
         about = {"parameters": schema.path_parameters(path)}
         for suffix, endpoint, given in (
             ("", metadata, schema.MODEL),
+            ("/config", config, schema.CONFIG),
             ("/ready", model_ready, schema.MODEL_READY),
             ("/stats", model_statistics, schema.STATISTICS),
         ):

@@ -159,6 +159,25 @@ class Model:
             "outputs": [output.described() for output in self.outputs().values()],
         }
 
+    def config(self) -> dict[str, Any]:
+        """As Triton's model configuration has it: the metadata in other words.
+
+        `max_batch_size` is 0, as there the dimension of a batch would stand outside of `dims`; here N is the first.
+        """
+        about = self.metadata()
+        inputs = [
+            {**_configured(tensor), "optional": tensor.get("parameters", {}).get("optional", False)}
+            for tensor in about["inputs"]
+        ]
+        return {
+            "name": self.name,
+            "platform": self.platform,
+            "version_policy": {"latest": {"num_versions": 1}},
+            "max_batch_size": 0,
+            "input": inputs,
+            "output": [_configured(tensor) for tensor in about["outputs"]],
+        }
+
     def output(self, name: str) -> Output:
         """The output of this name. Raises Invalid, naming those that there are."""
         for part in Part:
@@ -188,6 +207,11 @@ class Model:
             if want.classes and output.part is not Part.SCORES:
                 raise Invalid(f"output '{want.name}': classification is for outputs of scores, named '{{task}}.scores'")
         return chosen
+
+
+def _configured(tensor: Mapping[str, Any]) -> dict[str, Any]:
+    data_type = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32"}[tensor["datatype"]]
+    return {"name": tensor["name"], "data_type": data_type, "dims": tensor["shape"]}
 
 
 def _parts(kind: Kind) -> tuple[Part, ...]:

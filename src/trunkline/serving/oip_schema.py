@@ -52,6 +52,20 @@ MODEL = _object(
     inputs=_array(_object("name datatype shape", **_DESCRIBED)),
     outputs=_array(_object("name datatype shape", **_DESCRIBED)),
 )
+_TENSOR_CONFIG = {
+    "name": _TEXT,
+    "data_type": {"type": "string", "enum": ["TYPE_STRING", "TYPE_FP32"]},
+    "dims": _array({"type": "integer", "minimum": -1}),
+}
+CONFIG = _object(
+    "name platform max_batch_size input output",
+    name=_TEXT,
+    platform=_TEXT,
+    version_policy=_PARAMETERS,
+    max_batch_size=_COUNT,
+    input=_array(_object("name data_type dims optional", **_TENSOR_CONFIG, optional=_FLAG)),
+    output=_array(_object("name data_type dims", **_TENSOR_CONFIG)),
+)
 INDEX = _array(_object("name version state reason", name=_TEXT, version=_TEXT, state=_TEXT, reason=_TEXT))
 STATISTICS = _object(
     "model_stats",

@@ -1,5 +1,7 @@
 """Serving until told to stop: the socket, the HTTP server, signals and the service's start and end.
 
+A server of a project also listens where commands on its machine find it; see `local.py`.
+
 The port is open before the bundle is loaded, so that probes see a server that lives and is not ready yet. SIGTERM and
 SIGINT end it in order: not ready any more, nothing new taken on, all that waits is answered, exit code 0. A second
 signal ends it at once.
@@ -10,19 +12,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from trunkline.bundle.release import Releases
 from trunkline.errors import TrunklineError, UsageError
-from trunkline.serving import logs, tracing
-from trunkline.serving.app import Settings, create_app
+from trunkline.serving import local, logs, tracing
+from trunkline.serving.app import Settings, create_app, create_local_app
+from trunkline.serving.door import SPARE, Door
 from trunkline.serving.errors import Refusal
 from trunkline.serving.limits import Limits
 from trunkline.serving.loading import Loading
@@ -31,6 +37,7 @@ from trunkline.serving.replies import ModelInfo
 from trunkline.serving.service import Service
 
 _CLOSING_SECONDS = 5  # for clients to take their last answers
+_OTHER_FILES = 256  # that the process opens besides connections
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class Options:
     port: int = 8000
     settings: Settings = field(default_factory=Settings)
     releases: Releases | None = None
-    """Of the project whose live release can be taken over."""
+    """Of the project whose live release can be taken over, also by a command on this machine."""
     loading: Loading = field(default_factory=Loading)
     limits: Limits = field(default_factory=Limits)
     log_level: str = "info"
@@ -53,16 +60,24 @@ def serve(bundle: Path | None, options: Options, environment: Mapping[str, str])
     Raises UsageError where the address cannot be used, TrunklineError where there is nothing that can be served.
     """
     logs.configure(options.log_level)
-    tracing.configure(environment)
-    with _bound(options.host, options.port) as listening, asyncio.Runner(loop_factory=event_loop) as runner:
-        runner.run(_serve(listening, bundle, options))
+    _allow_files(options.limits.connections + SPARE + _OTHER_FILES)
+    with (
+        tracing.exporting(environment),
+        _bound(options.host, options.port) as listening,
+        _local(options.releases, listening) as near,
+        asyncio.Runner(loop_factory=event_loop) as runner,
+    ):
+        runner.run(_serve(listening, near, bundle, options))
 
 
-async def _serve(listening: socket.socket, bundle: Path | None, options: Options) -> None:
-    service = Service(bundle, releases=options.releases, limits=options.limits, loading=options.loading)
-    server = http_server(create_app(service, options.settings))
+async def _serve(listening: socket.socket, near: socket.socket | None, bundle: Path | None, options: Options) -> None:
+    limits = options.limits
+    service = Service(bundle, releases=options.releases, limits=limits, loading=options.loading)
+    servers = {listening: http_server(create_app(service, options.settings), limits)}
+    if near is not None:
+        servers[near] = http_server(create_local_app(service, options.settings.bundles), limits)
     stop = _on_signal()
-    http = asyncio.create_task(server.serve(sockets=[listening]))
+    http = asyncio.gather(*(server.serve(sockets=[one]) for one, server in servers.items()))
     try:
         starting = asyncio.create_task(service.start())
         await asyncio.wait((starting, http, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -77,12 +92,14 @@ async def _serve(listening: socket.socket, bundle: Path | None, options: Options
     except Refusal as refusal:
         raise TrunklineError(refusal.message) from None
     finally:
-        server.should_exit = True
+        for server in servers.values():
+            server.should_exit = True
         await http
 
 
-def http_server(app: FastAPI, protocol: type[Protocol] = Protocol) -> uvicorn.Server:
+def http_server(app: FastAPI, limits: Limits) -> uvicorn.Server:
     """The server for an app; it logs nothing that the gate logs already, and trusts no header about the client."""
+    protocol: Any = partial(Protocol, limits=limits, door=Door(limits.connections))
     return _Server(
         uvicorn.Config(
             app,
@@ -94,13 +111,23 @@ def http_server(app: FastAPI, protocol: type[Protocol] = Protocol) -> uvicorn.Se
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_graceful_shutdown=_CLOSING_SECONDS,
+            timeout_graceful_shutdown=_CLOSING_SECONDS + 1,
         )
     )
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to us."""
+    """Leaves signals to us, and lets go of clients that do not take their last answer."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End all connections, in their own time as far as they have any."""
+        late = asyncio.get_running_loop().call_later(_CLOSING_SECONDS, self._end_connections)
+        await super().shutdown(sockets)
+        late.cancel()
+
+    def _end_connections(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -134,6 +161,27 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
         yield listening
 
 
+def _local(releases: Releases | None, listening: socket.socket) -> contextlib.AbstractContextManager[Any]:
+    """Where commands on this machine reach a server of a project, under the name of its address."""
+    if releases is None:
+        return contextlib.nullcontext()
+    return local.listening(releases.home, _address(listening))
+
+
+def _allow_files(needed: int) -> None:
+    """Let this process open so many files. Raises UsageError where it may not."""
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if needed <= allowed or allowed == resource.RLIM_INFINITY:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
+    except (OSError, ValueError):
+        raise UsageError(
+            f"the limit connections is too high: with it the server may need {needed:,} open files, and the system "
+            f"allows {most:,} (ulimit -Hn)"
+        ) from None
+
+
 def event_loop() -> asyncio.AbstractEventLoop:
     """uvloop where there is one."""
     try:
@@ -144,10 +192,13 @@ def event_loop() -> asyncio.AbstractEventLoop:
 
 
 def _greeting(model: ModelInfo, listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
     return (
-        f"serving {model.name}, bundle {model.bundle}, at http://{shown}:{port}\n"
+        f"serving {model.name}, bundle {model.bundle}, at http://{_address(listening)}\n"
         f"  tasks   {', '.join(model.tasks)}\n"
         f"  engine  {model.engine}, {model.dtype}, {model.device}"
     )
+
+
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -6,8 +6,10 @@ trace that its `traceparent` header names. Spans are made when what they span ha
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from trunkline.errors import MissingExtra
@@ -24,6 +26,7 @@ except ImportError:
 if TYPE_CHECKING:  # importing it for real starts the machinery of workers
     from trunkline.serving.service import Service
 
+_END_SECONDS = 3.0
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
@@ -99,9 +102,14 @@ class Traces:
             start = end
 
 
-def configure(environment: Mapping[str, str]) -> None:
-    """Send spans to where OpenTelemetry's own variables say, and only if they do. Raises MissingExtra."""
+@contextlib.contextmanager
+def exporting(environment: Mapping[str, str]) -> Iterator[None]:
+    """Send the spans of this block to where OpenTelemetry's own variables say, and only if they do.
+
+    Raises MissingExtra. What is left at the end is sent within `_END_SECONDS` or not at all.
+    """
     if not any(environment.get(name) for name in _ENDPOINTS):
+        yield
         return
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -110,10 +118,20 @@ def configure(environment: Mapping[str, str]) -> None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
         raise MissingExtra("otel", "sending traces, as OTEL_EXPORTER_OTLP_ENDPOINT asks,") from None
-    name = environment.get("OTEL_SERVICE_NAME", "trunkline")
-    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))  # it flushes when the process ends
+    named = environment.get("OTEL_SERVICE_NAME") or f"{SERVICE_NAME}=" in environment.get(
+        "OTEL_RESOURCE_ATTRIBUTES", ""
+    )
+    resource = Resource.create({} if named else {SERVICE_NAME: "trunkline"})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
+    try:
+        yield
+    finally:
+        # By itself it would wait for a collector that does not answer, and for longer than the process has to end.
+        ending = threading.Thread(target=provider.shutdown, daemon=True)
+        ending.start()
+        ending.join(_END_SECONDS)
 
 
 def _ns(seconds: float) -> int:

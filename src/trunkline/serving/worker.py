@@ -22,7 +22,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
@@ -32,7 +32,7 @@ from trunkline.bundle.loaded import Bundle
 from trunkline.engine.base import Engine, ItemError, Job, Logits, Work, answers
 from trunkline.errors import TrunklineError
 from trunkline.project.tasks import Answer
-from trunkline.serving.loading import Loading, describe, prove, smallest
+from trunkline.serving.loading import Loading, describe, prove, quality, smallest
 from trunkline.serving.messages import (
     Beat,
     Beaten,
@@ -193,13 +193,16 @@ class Worker:
 
     def _load(self, load: Load) -> Loaded | Refused:
         previous = None if load.previous is None else self._held[load.previous].bundle
+        loading = self._loading if load.dtype is None else replace(self._loading, dtype=load.dtype)
         try:
-            bundle = self._loading.load(load.folder, load.without, previous)
+            bundle = loading.load(load.folder, load.without, previous)
             same = previous is not None and previous.id == bundle.id
             prove(bundle, [task for task in bundle.tasks if not (same and previous and task in previous.tasks)])
             self._held[load.number] = _Held(bundle, smallest(bundle))
             if not same:
                 self._note(logging.INFO, f"bundle {bundle.id} is loaded: {bundle.loader.choice}")
+                for line in quality(bundle):
+                    self._note(logging.INFO, line)
             return Loaded(load.number, describe(bundle))
         except TrunklineError as error:
             reason = str(error)

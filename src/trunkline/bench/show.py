@@ -1,0 +1,87 @@
+"""Measurements as tables for the terminal. Knows rows and words; user strings are never read as markup."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from trunkline.bench.server import failed, loop_of, refused
+
+_BUSY = 0.9
+"""Cores that the load generator may take until it, and not the server, is what was measured."""
+_LOOSE = 0.25
+"""Share of a time that the middle half may be wide."""
+
+
+def print_costs(found: Mapping[str, Any], console: Console) -> None:
+    """One table for each batch and length: the tasks in one pass against separate models."""
+    machine = found["machine"]
+    origin = f"{found['engine']}; {machine['cpu']}, {machine['cores']} cores; tasks: {', '.join(found['tasks'])}"
+    for (batch, tokens), rows in itertools.groupby(found["rows"], lambda row: (row["batch"], row["tokens"])):
+        title = f"{_count(batch, 'text')} of {tokens:g} tokens at a time"
+        columns = ("tasks", "one pass of all, ms", "middle half", "of one model", "separate models, ms", "times faster")
+        table = _table(title, *columns)
+        cell = list(rows)
+        for merged, separate in zip(cell[::2], cell[1::2], strict=True):
+            table.add_row(
+                str(merged["tasks"]),
+                _ms(merged["ms"]),
+                f"{_ms(merged['low'])} to {_ms(merged['high'])}",
+                f"{merged['ratio_to_one_pass']:.2f}",
+                _ms(separate["ms"]),
+                f"{separate['ms'] / merged['ms']:.1f}",
+            )
+        console.print(table)
+    if any(row["high"] - row["low"] > _LOOSE * row["ms"] for row in found["rows"]):
+        console.print(Text("Times vary much: is the machine busy? More --seconds give more rounds.", style="yellow"))
+    console.print(Text(f"Medians; {origin}", style="dim"), soft_wrap=True)
+
+
+def print_loads(found: Mapping[str, Any], console: Console) -> None:
+    """One row for each load on a server."""
+    model, results = found["server"], found["loads"]
+    rows = results[0]["rows"]
+    table = _table(
+        f"{_count(rows, 'text')} a request, {_count(len(found['tasks']), 'task')} each",
+        *("load", "requests/s", "texts/s", "p50 ms", "p90", "p99", "most", "refused", "failed", "its CPU"),
+    )
+    for result in results:
+        latency = result["latency_ms"]
+        table.add_row(
+            loop_of(result),
+            f"{result['requests_per_second']:,.1f}",
+            f"{result['texts_per_second']:,.1f}",
+            *(_ms(latency[name]) if latency else "-" for name in ("p50", "p90", "p99", "p100")),
+            f"{refused(result):,}",
+            f"{failed(result):,}",
+            f"{result['generator']['cpu_share']:.2f}",
+        )
+    console.print(table)
+    for result in results:
+        if result["generator"]["cpu_share"] > _BUSY:
+            console.print(Text(f"{loop_of(result)}: the load generator was busy all the time; the server may do more"))
+        for outcome, example in result["examples"].items():
+            console.print(Text(f"{loop_of(result)}: {outcome}: {example}"))
+    told = f"{model['name']}, bundle {model['bundle']}; {model['engine']}, {model['dtype']}, {model['device']}"
+    console.print(Text(f"{told}; {results[0]['seconds']:g} s of each load", style="dim"), soft_wrap=True)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="left" if column == "load" else "right", no_wrap=column == "load")
+    return table
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _ms(value: float) -> str:
+    return f"{value:,.2f}" if value < 10 else f"{value:,.1f}"

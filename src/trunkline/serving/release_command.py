@@ -1,0 +1,131 @@
+"""`trunkline release deploy`: tells the servers of a project that run on this machine which release to serve.
+
+Each is asked in turn over its own socket (see `local.py`) and says what came of it: it loads the bundle beside the old
+one, checks it, and takes it over or stays with what it has. Reads and prints, decides nothing. Needs no extra.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trunkline.bundle.release import Releases
+from trunkline.errors import StoreError, TrunklineError
+from trunkline.serving import local
+from trunkline.serving.command import releases_of
+
+_PATIENCE = 10.0  # seconds for a server to say what it serves; loading takes as long as it takes
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a server made of it: `outcome` is "swapped", "unchanged", "refused" or "silent"; bundles by their id."""
+
+    server: str
+    outcome: str
+    bundle: str | None
+    before: str | None
+    reason: str | None = None
+
+
+def deploy(
+    context: typer.Context,
+    id: Annotated[str | None, typer.Argument(help="A release; the live one by default.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+) -> None:
+    """Have this project's servers on this machine take over the live release, without a restart."""
+    root = context.find_root().params.get("project", Path())
+    releases = releases_of(root)
+    named = None if id is None else Path(releases.get(id).bundle).name
+    found = local.servers(releases.home)
+    if not found:
+        raise TrunklineError(
+            f"no server of this project runs on this machine for this user; one is started with: "
+            f"trunkline -C {root} serve"
+        )
+    names = {Path(release.bundle).name: release.id for release in releases.list()}
+    told = []
+    for path in found:
+        told.append(_tell(path, named))
+        if not as_json:
+            print(_said(told[-1], names), flush=True)
+    if as_json:
+        print(json.dumps([asdict(one) for one in told], ensure_ascii=False, indent=2))
+    failed = sum(one.outcome in ("refused", "silent") for one in told)
+    if failed:
+        raise TrunklineError(f"{failed} of {len(told)} servers did not take it over")
+
+
+def hint(releases: Releases, root: Path) -> str | None:
+    """What to tell who has just moved the live release, None where no server runs."""
+    with contextlib.suppress(OSError, StoreError):
+        if local.servers(releases.home):
+            return f"running servers take it over with: trunkline -C {root} release deploy"
+    return None
+
+
+def _tell(path: Path, named: str | None) -> Told:
+    """Ask a server to take over a bundle, or where it has no name the live release."""
+    server, before = local.name_of(path), None
+    connection = _Connection(path)
+    try:
+        with contextlib.closing(connection):
+            status, serves = connection.ask("GET", None)
+            if status == 200:
+                before = serves["bundle"]
+                connection.wait()
+                status, serves = connection.ask("POST", {} if named is None else {"bundle": named})
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return Told(server, "silent", None, before, str(error) or type(error).__name__)
+    if status != 200:
+        return Told(server, "refused", before, before, serves["error"]["message"])
+    return Told(server, "unchanged" if serves["bundle"] == before else "swapped", serves["bundle"], before)
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection to a server on this machine."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=_PATIENCE)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket."""
+        self.sock = local.connect(self._path)
+        self.sock.settimeout(self.timeout)
+
+    def wait(self) -> None:
+        """Have the next answer take what time it takes."""
+        self.sock.settimeout(None)
+
+    def ask(self, method: str, body: Mapping[str, str] | None) -> tuple[int, Any]:
+        """The status and the JSON that come back."""
+        content = None if body is None else json.dumps(body)
+        self.request(method, "/admin/release", content, {"Content-Type": "application/json"})
+        response = self.getresponse()
+        return response.status, json.loads(response.read())
+
+
+def _said(told: Told, names: Mapping[str, str]) -> str:
+    def shown(bundle: str | None) -> str:
+        return f"{names.get(bundle or '', 'no release')} (bundle {bundle})"
+
+    match told.outcome:
+        case "swapped":
+            what = f"serves {shown(told.bundle)}, before {shown(told.before)}"
+        case "unchanged":
+            what = f"serves {shown(told.bundle)} already"
+        case "refused" if told.before is not None:
+            what = f"stays with {shown(told.before)}: {told.reason}"
+        case "refused":
+            what = f"refused: {told.reason}"
+        case _:
+            what = f"gave no answer: {told.reason}"
+    return f"{told.server}  {what}"
