@@ -39,6 +39,7 @@ demo: $(STAMP) ## train, merge and try the example assistant in demo/ (kept; a s
 	@echo && echo "The report is $(DEMO)/report.html; the project is $(DEMO)/, try: $(BIN)/trunkline -C $(DEMO) --help"
 
 test: $(STAMP) ## the tests, without those marked slow
+	@$(BIN)/python .ci/browser.py
 	$(BIN)/python -m pytest
 
 lint: $(STAMP) ## style and formatting, changing nothing
@@ -63,7 +64,7 @@ docs-check: $(STAMP) ## fail if docs/project-file.md is not what the types say
 lock: ## write requirements.txt anew from pyproject.toml, in a scratch environment
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --disable-pip-version-check --quiet 'setuptools>=77' 'torch==$(TORCH)' \
-	  '.[dev,quickstart,openvino,serve,client]'
+	  '.[dev,quickstart,openvino,serve,client,report,otel]'
 	{ sed '/^[^#]/,$$d' requirements.txt; build/lock/bin/python -m pip freeze --all --exclude pip --exclude trunkline \
 	  | sed -E 's/\+[a-z0-9.]+$$//' | grep -viE '^(nvidia|cuda|triton==)'; } > build/requirements.txt
 	mv build/requirements.txt requirements.txt && rm -rf build/lock

@@ -2,35 +2,36 @@
 
 The chain of one OpenVINO model per layer, in which the engine runs the trunk, against the same trunk as one static
 model of one shape; and, where real texts are at hand, the whole engine on them, tokenising and padding included, per
-real token. Timed in turn, medians. Result: benchmarks/results/engine.json.
+real token. Timed in turn, medians. Result: benchmarks/results/engine.json, docs/engine-benchmark.md and its plot.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from serving_cost import branch_of, trunk_of
+from command_line import without_folders
+from engine_page import RESULT, write_page
+from shapes import SHAPES, branch_of, trunk_of
 from torch import Tensor, nn
 
 from trunkline.atomic import write_json
+from trunkline.bench import plot
+from trunkline.bench.turns import Times, in_turn
 from trunkline.engine.base import Input, Job
 from trunkline.engine.choose import choose
 from trunkline.engine.load import Loader
 from trunkline.engine.planned import PlannedEngine
 from trunkline.engine.runtime import ov
+from trunkline.machine import machine
 from trunkline.model.encoders import Encoder
-from trunkline.pipeline.costs import machine
 
-RESULT = Path(__file__).resolve().parent / "results" / "engine.json"
 TEXTS = {"snips": ("utterance/snips/train.jsonl", False), "qnli": ("glue/qnli/train.jsonl", True)}
 ROWS, TOKENS = 32, 32
 
@@ -55,18 +56,21 @@ def main() -> None:
     """Measure both shapes and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="the folder that holds glue/ and utterance/")
-    parser.add_argument("--shapes", nargs="+", default=["minilm", "base"], choices=["minilm", "base"])
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--texts", type=int, default=512, help="real texts in one run")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=30.0, help="time for each shape; three rounds at least")
     parser.add_argument("--work", type=Path, default=Path("build/serving_cost"), help="where the base shape is made")
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--page", type=Path, help="the docs page (docs/engine-benchmark.md for the default --out)")
     options = parser.parse_args()
+    plot.check(options.out.with_suffix(".svg"))  # better now than when all is measured
+    command = " ".join(["python benchmarks/engine.py", *without_folders(sys.argv[1:])])
     rows = []
     for shape in options.shapes:
         rows.append(measure(shape, options))
         print(json.dumps(rows[-1]), file=sys.stderr)
-    command = " ".join(["python benchmarks/engine.py", *(["--data DATA_FOLDER"] if options.data else [])])
-    write_json(options.out, {"command": command, "machine": machine(), "rows": rows})
+        write_json(options.out, {"command": command, "machine": machine(), "rows": rows})
+    write_page(options.out, options.page)
 
 
 def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -92,29 +96,34 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
         jobs = [Job(Input(text, pair), ("task",)) for text, pair in texts]
         runs[name] = lambda jobs=jobs: engine.run(jobs)
         lengths[name] = engine.run(jobs)[1]
-    times = in_turn(runs, options.rounds)
-    per_token = times["static"] / (ROWS * TOKENS)
+    times = in_turn(runs, options.seconds)
+    per_token = times["static"] * (1 / (ROWS * TOKENS))
     return {
         "shape": shape,
         "dtype": choice.dtype,
         "threads": backend.threads,
         "batch": ROWS,
         "tokens": TOKENS,
-        "static_ms": times["static"],
-        "chain_ms": times["chain"],
-        "chain_over_static_throughput": times["static"] / times["chain"],
+        **spread("static_ms", times["static"]),
+        **spread("chain_ms", times["chain"]),
+        "chain_over_static_throughput": times["static"].ms / times["chain"].ms,
         "real": {
             name: {
                 "texts": options.texts,
                 "tokens": work.tokens,
                 "padding": work.padded / work.tokens - 1,
-                "ms": times[name],
+                **spread("ms", times[name]),
                 # The branch and one trunk layer less: the trunk stops at the fork.
-                "over_static_per_real_token": per_token * work.tokens / times[name],
+                "over_static_per_real_token": per_token.ms * work.tokens / times[name].ms,
             }
             for name, work in lengths.items()
         },
     }
+
+
+def spread(name: str, found: Times) -> dict[str, float]:
+    """The median under this name, and the middle half."""
+    return {name: found.ms, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def static_model(encoder: Encoder, dtype: str, threads: int) -> Any:
@@ -139,19 +148,6 @@ def real(options: argparse.Namespace) -> dict[str, list[tuple[str, str | None]]]
             (f"{text} {row['text_pair']}" if pair else text, None) for text, row in zip(texts, rows, strict=True)
         ]
     return found
-
-
-def in_turn(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each, all in turn."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for _ in range(rounds):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            times[name].append(1000 * (time.perf_counter() - started))
-    return {name: statistics.median(found) for name, found in times.items()}
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from trunkline.atomic import write_json
-from trunkline.pipeline.costs import machine
+from trunkline.machine import machine
 from trunkline.pipeline.progress import Terminal
 from trunkline.pipeline.project import Project
 

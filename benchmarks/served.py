@@ -24,16 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from load import made_texts
-from serving_cost import branch_of, trunk_of
+from shapes import branch_of, source_of, trunk_of
 
 from trunkline.atomic import write_json
+from trunkline.bench.texts import made_texts
 from trunkline.bundle.manifest import verify
 from trunkline.bundle.merge import merge
-from trunkline.engine.base import Input
 from trunkline.errors import BundleError
 from trunkline.model.branch import save_branch
-from trunkline.model.source import Source, resolve
 
 RESULT = Path(__file__).resolve().parent / "results" / "server.json"
 TASKS = tuple(f"task{number}" for number in range(8))
@@ -67,15 +65,10 @@ def bundle_of(shape: str, work: Path, *, second: bool = False) -> Path:
             branch.head.output.weight *= _SPREAD
         files[task] = work / "branches" / f"{shape}-{task}.safetensors"
         save_branch(branch, files[task])
-    probes = [Input(text["text"]) for text in made_texts(12, _PROBES, random.Random(0))]
+    probes = made_texts(12, _PROBES, random.Random(0))
     made = merge(source_of(shape, work), files, probes, folder, previous, name=f"{shape}-shape")
     write_json(note, {"bundle": made.name})
     return made
-
-
-def source_of(shape: str, work: Path) -> Source:
-    """Where the trunk of a shape is on disk, once `trunk_of` made it."""
-    return resolve("minilm" if shape == "minilm" else str((work / shape).resolve()), None, Path())
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ For each shape one bundle with eight tasks (see `served.py`), texts of exactly 3
 the engine alone, on batches as large as the server makes them; the server at saturation (closed loop), one request at a
 time, and at half of that load (open loop, Poisson); and Infinity with eight classifiers of the same shape, asked at
 once and in turn, with whichever of its settings is the fastest here. All of them take turns, round after round; medians
-count. Every figure is kept as soon as it is there. Load comes from `load.py` in a process of its own, on a core of its
-own where there are four or more.
+count. Every figure is kept as soon as it is there. Load comes from `load_process.py`, on a core of its own where there
+are four or more.
 
 Shapes can be measured one by one: they meet in benchmarks/results/server.json and in docs/server-benchmark.md.
 """
@@ -22,17 +22,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from command_line import without_folders
 from infinity_settings import SETTINGS, Infinity, missing
-from load import made_texts
-from served import RESULT, TASKS, TOKENS, Cores, Server, bundle_of, end_in_order, record, rounded, source_of, trunkline
+from served import RESULT, TASKS, TOKENS, Cores, Server, bundle_of, end_in_order, record, rounded, trunkline
 from server_page import write_page
+from shapes import source_of
 
+from trunkline.bench import plot
+from trunkline.bench.load import Load as Asked
+from trunkline.bench.load import fields
+from trunkline.bench.texts import made_texts
 from trunkline.bundle.loaded import Bundle
 from trunkline.engine.base import Input, Job
-from trunkline.pipeline.costs import machine
+from trunkline.machine import machine
 
 HERE = Path(__file__).resolve().parent
 TEXTS = 16384
@@ -61,6 +67,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="the docs page (docs/server-benchmark.md for the default --out)")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    plot.check(options.out.with_suffix(".svg"))  # better now than when all is measured
     end_in_order()
     described = machine()
     cores = Cores.kept_apart()
@@ -80,7 +87,7 @@ def measure(shape: str, cores: Cores, options: argparse.Namespace) -> Generator[
     bundle = bundle_of(shape, options.work)
     texts = options.work / "texts.jsonl"
     rows = made_texts(TOKENS, TEXTS, random.Random(13))
-    texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts.write_text("".join(json.dumps(fields(row)) + "\n" for row in rows))
     detail: dict[str, Any] = {"tasks": len(TASKS), "tokens": TOKENS, "seconds": options.seconds, "rounds": []}
     rival = yield from best_infinity(shape, cores, texts, options, detail)
     with contextlib.ExitStack() as stack:
@@ -93,7 +100,7 @@ def measure(shape: str, cores: Cores, options: argparse.Namespace) -> Generator[
         detail["batch_rows"] = warm["batch_rows"]
         chosen = {name: json.loads(server.get("/v1/model")[1])[name] for name in ("engine", "dtype", "device")}
         detail["engine"] = ", ".join(chosen.values())
-        engine = Engine(bundle, chosen, [row["text"] for row in rows], {"server": round(warm["batch_rows"])})
+        engine = Engine(bundle, chosen, rows, {"server": round(warm["batch_rows"])})
         if rival is not None:
             stack.enter_context(rival.serving())
             rival.warm(load)
@@ -124,7 +131,7 @@ def phases(
 
 
 class Load:
-    """Runs `load.py` against a server; what comes back is what a phase keeps of it."""
+    """Runs `load_process.py` against a server; what comes back is what a phase keeps of it."""
 
     def __init__(self, cores: Cores, texts: Path, options: argparse.Namespace) -> None:
         self.cores, self.texts, self.seconds = cores, texts, options.seconds
@@ -145,16 +152,22 @@ class Load:
         rows, many = REQUESTS[kind]
         many = RIVALS if way else many
         seconds = seconds or self.seconds
-        command = [sys.executable, str(HERE / "load.py"), server.url, "--rows", str(rows), "--texts", str(self.texts)]
-        command += ["--rate", f"{max(rate, 0.1):.2f}"] if rate is not None else ["--clients", str(clients or many)]
-        command += ["--models" if way else "--tasks", ",".join(names), *(["--infinity", way] if way else [])]
-        command += ["--seconds", str(seconds), "--warmup", str(WARM), "--timeout", str(timeout)]
-        command += ["--cores", ",".join(map(str, self.cores.load))] if self.cores.load else []
+        asked = Asked(
+            clients=None if rate is not None else clients or many,
+            rate=None if rate is None else max(rate, 0.1),
+            rows=rows,
+            seconds=seconds,
+            warmup=WARM,
+            timeout=timeout,
+        )
+        what = {"models": names, "at_once": way == "at-once"} if way else {"tasks": names}
+        given = {"url": server.url, "texts": str(self.texts), "cores": self.cores.load, "load": asdict(asked), **what}
         cpu, batches = server.cpu(), _batches(server) if not way else None
         started = time.monotonic()
-        done = subprocess.run(command, capture_output=True, text=True)
+        command = [sys.executable, str(HERE / "load_process.py")]
+        done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
+            raise RuntimeError(f"the load {given} failed: {done.stderr[-2000:]}")
         found = json.loads(done.stdout)
         took = time.monotonic() - started
         kept = (
@@ -184,12 +197,13 @@ class Load:
 class Engine:
     """The engine alone, in this process: batches of texts in, logits of every task out."""
 
-    def __init__(self, bundle: Path, chosen: dict[str, str], texts: Sequence[str], sizes: dict[str, int]) -> None:
+    def __init__(self, bundle: Path, chosen: dict[str, str], texts: Sequence[Input], sizes: dict[str, int]) -> None:
         self.bundle = Bundle.load(bundle, **chosen)
-        rows = {len(read) for read in (self.bundle.loader.trunk.encoder.reader.tokenize([text])[0] for text in texts)}
-        if rows != {TOKENS}:
-            raise RuntimeError(f"texts of {sorted(rows)} tokens, where all should have {TOKENS}")
-        jobs = [Job(Input(text), TASKS) for text in texts]
+        reader = self.bundle.loader.trunk.encoder.reader
+        lengths = {len(row) for row in reader.tokenize([text.text for text in texts])}
+        if lengths != {TOKENS}:
+            raise RuntimeError(f"texts of {sorted(lengths)} tokens, where all should have {TOKENS}")
+        jobs = [Job(text, TASKS) for text in texts]
         self.sizes = sizes | {str(size): size for size in ROWS}
         self.batches = {
             name: [jobs[start : start + size] for start in range(0, len(jobs) - size, size)]
@@ -317,21 +331,6 @@ def _short(phase: Phase) -> str:
     latency = phase.get("latency_ms", {})
     shown = {"texts/s": phase["texts_per_second"], "p50": latency.get("p50"), "p99": latency.get("p99")}
     return json.dumps(rounded(shown | {"errors": phase.get("errors", {}), "cpu": phase.get("cpu")}, 2))
-
-
-def without_folders(arguments: Sequence[str]) -> list[str]:
-    """The arguments of a command as others would give them: no folders of this machine."""
-    shown: list[str] = []
-    given = iter(arguments)
-    for argument in given:
-        if argument == "--infinity-python":
-            shown += [argument, "PYTHON"]
-            next(given)
-        elif argument in ("--work", "--out", "--page"):
-            next(given)
-        else:
-            shown.append(argument)
-    return shown
 
 
 if __name__ == "__main__":

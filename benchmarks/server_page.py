@@ -1,6 +1,6 @@
-"""docs/server-benchmark.md from the figures of `server.py` and `soak.py`: `python benchmarks/server_page.py`.
+"""docs/server-benchmark.md and its plot from what `server.py` and `soak.py` found: `python benchmarks/server_page.py`.
 
-Knows how figures read, and nothing of how they are measured.
+Knows how figures read, and nothing of how they are measured. The plot needs matplotlib.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from served import RESULT, read_result
+from shapes import SHAPES
 
 from trunkline.atomic import write_text
+from trunkline.bench import plot
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "server-benchmark.md"
-SHAPES = {"base": "BERT-base shape (12 layers, 768 wide)", "minilm": "The packaged trunk's shape (6 layers, 384 wide)"}
 PHASES = {
     "saturation_many": "saturation, 32 texts a request",
     "saturation_one": "saturation, one text a request",
@@ -24,6 +25,14 @@ PHASES = {
     "infinity_at-once": "Infinity, saturation, asked at once",
     "infinity_in-turn": "Infinity, saturation, asked in turn",
 }
+UNIT = "texts a second with all 8 answers (median, least and most)"
+RATES = (
+    ("engine alone, batches of the server's size", "engine_server"),
+    ("server, 32 texts a request", "saturation_many"),
+    ("server, one text a request", "saturation_one"),
+    ("Infinity, 32 texts a request, at once", "infinity_at-once"),
+    ("Infinity, 32 texts a request, in turn", "infinity_in-turn"),
+)
 HEADLINES = (
     ("saturation_ratio", "server over engine alone, texts a second at saturation", "at least 0.85", "{:.3f}"),
     ("p99_over_single_at_half_load", "p99 at half load over the time of a single request", "at most 3", "{:.2f}"),
@@ -56,11 +65,23 @@ def main() -> None:
 
 
 def write_page(result: Path, page: Path | None) -> None:
-    """Write the page of a result: beside it, unless it is the committed one."""
-    write_text(page or (PAGE if result == RESULT else result.with_suffix(".md")), text(read_result(result)))
+    """Write the page of a result and its plot: beside it, unless it is the committed one."""
+    page = page or (PAGE if result == RESULT else result.with_suffix(".md"))
+    found = read_result(result)
+    drawn = page.with_suffix(".svg")
+    measured = {shape: of for shape, of in found.get("shapes", {}).items() if of["rounds"]}
+    if measured:
+        plot.bars({SHAPES[shape]: bars(of["summary"]) for shape, of in measured.items()}, drawn, UNIT)
+    write_text(page, text(found, drawn.name if measured else None))
 
 
-def text(found: dict[str, Any]) -> str:
+def bars(summary: dict[str, Any]) -> list[tuple[str, float, float, float]]:
+    """Texts a second of one shape: words, median, least and most."""
+    found = ((words, summary.get(key)) for words, key in RATES)
+    return [(words, of["median"], of["least"], of["most"]) for words, of in found if of]
+
+
+def text(found: dict[str, Any], drawn: str | None) -> str:
     """The page."""
     lines = [
         "# The server under load",
@@ -71,6 +92,7 @@ def text(found: dict[str, Any]) -> str:
         "rounds, with the least and the most behind them; in a round, all that is compared takes its turn.",
         "",
         *table(("figure", "aim", "found"), headlines(found)),
+        *(["", f"![Texts a second]({drawn})"] if drawn else []),
     ]
     for shape, title in SHAPES.items():
         measured = found.get("shapes", {}).get(shape)

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from load import Call, Connection, Generator, Load, Pool, Refused, Request, Target, http, made_texts
+from command_line import without_folders
 from served import (
     RESULT,
     SECOND,
@@ -44,11 +44,15 @@ from served import (
     rounded,
     trunkline,
 )
-from server import without_folders
 from server_page import write_page
 
+from trunkline.bench import plot
+from trunkline.bench.load import Generator, Load, Request, Target, fields
+from trunkline.bench.texts import made_texts
+from trunkline.bench.wire import Call, Connection, Pool, Refused, http
 from trunkline.bundle.loaded import Bundle
-from trunkline.pipeline.costs import machine
+from trunkline.engine.base import Input
+from trunkline.machine import machine
 from trunkline.project.tasks import Answer
 
 LENGTHS = (6, 12, 20, 32, 48)
@@ -78,7 +82,7 @@ class Judge:
 
     expected: dict[str, dict[str, Scores]]
     branches: dict[str, dict[str, str]]
-    texts: list[dict[str, str]]
+    texts: list[Input]
     by: Counter[str] = field(default_factory=Counter)
     mixed: int = 0
     farthest: float = 0.0
@@ -87,7 +91,7 @@ class Judge:
     def between(cls, folders: Sequence[Path]) -> Judge:
         """The judge over two bundles, on texts to which they answer clearly differently."""
         bundles = [Bundle.load(folder, engine="auto", device="cpu") for folder in folders]
-        pool = [row["text"] for length in LENGTHS for row in made_texts(length, 4 * TEXTS, random.Random(length))]
+        pool = [row.text for length in LENGTHS for row in made_texts(length, 4 * TEXTS, random.Random(length))]
         expected = {one.id: dict(zip(pool, map(_scores, one.predict(pool)), strict=True)) for one in bundles}
         first, second = expected.values()
         apart = [text for text in pool if all(_far(first[text][task], second[text][task]) > APART for task in SECOND)]
@@ -95,11 +99,11 @@ class Judge:
             raise RuntimeError(f"the bundles differ on only {len(apart)} of {len(pool)} texts")
         texts = random.Random(0).sample(apart, min(len(apart), TEXTS * len(LENGTHS)))
         branches = {one.id: {task: sha[:16] for task, sha in one.manifest.hashes().items()} for one in bundles}
-        return cls(expected, branches, [{"text": text} for text in texts])
+        return cls(expected, branches, [Input(text) for text in texts])
 
-    def of(self, texts: Sequence[dict[str, str]]) -> Callable[[Any], str | None]:
+    def of(self, texts: Sequence[Input]) -> Callable[[Any], str | None]:
         """The check of a reply to these texts."""
-        asked = [text["text"] for text in texts]
+        asked = [text.text for text in texts]
 
         def check(reply: Any) -> str | None:
             self.by[reply["bundle"]] += 1
@@ -195,6 +199,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--page", type=Path, help="the docs page (docs/server-benchmark.md for the default --out)")
     options = parser.parse_args()
+    plot.check(options.out.with_suffix(".svg"))  # better now than when all is measured
     end_in_order()
     bundles = [bundle_of(options.shape, options.work), bundle_of(options.shape, options.work, second=True)]
     judge = Judge.between(bundles)
@@ -245,8 +250,8 @@ class Soaked:
         """Requests of 1 to 32 texts: `rate` a second at random instants, else from a few clients that never pause."""
         chance = random.Random(seed)
 
-        def calls(texts: Sequence[dict[str, str]]) -> tuple[Call, ...]:
-            raw = http(self.server.url, "/v1/predict", {"inputs": list(texts), "tasks": list(TASKS)}, None)
+        def calls(texts: Sequence[Input]) -> tuple[Call, ...]:
+            raw = http(self.server.url, "/v1/predict", {"inputs": [fields(text) for text in texts], "tasks": TASKS})
             return (Call(raw, judge.of(texts)),)
 
         bodies = [calls(chance.choices(judge.texts, k=chance.randint(1, ROWS))) for _ in range(BODIES)]

@@ -1,4 +1,4 @@
-"""The benchmarks of the server: figures come from what was measured, and a wrong answer cannot pass for a right one."""
+"""The benchmarks: figures come from what was measured, a run that was cut short goes on, a wrong answer cannot pass."""
 
 from __future__ import annotations
 
@@ -6,12 +6,34 @@ import importlib
 import json
 import sys
 import time
+import urllib.request
+from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+pytest.importorskip("uvicorn", reason="the benchmarks drive the real server, which needs the extra serve")
+
+from client.conftest import served
+from serving.fakes import FakeService
+
+from trunkline.bench.turns import Took
+from trunkline.engine.base import Input, Job, Work
+from trunkline.machine import machine
+
+__all__ = ["served"]
+SCRIPTS = (
+    "command_line",
+    "engine_page",
+    "served",
+    "server",
+    "server_page",
+    "serving_cost",
+    "serving_cost_page",
+    "soak",
+)
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ROUND = {
     "engine": {"texts_per_second": {"server": 100.0, "32": 90.0, "64": 95.0}},
@@ -26,7 +48,7 @@ ROUND = {
 def scripts() -> dict[str, ModuleType]:
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        return {name: importlib.import_module(name) for name in ("served", "server", "server_page", "soak")}
+        return {name: importlib.import_module(name) for name in SCRIPTS}
     finally:
         sys.path.remove(str(BENCHMARKS))
 
@@ -56,6 +78,7 @@ def test_headlines_are_medians_of_ratios_within_a_round(scripts: dict[str, Modul
 def test_a_run_that_was_cut_short_has_a_page_that_says_what_is_missing(
     scripts: dict[str, ModuleType], tmp_path: Path
 ) -> None:
+    pytest.importorskip("matplotlib", reason="pages have plots, which need the extra report")
     out = tmp_path / "server.json"
     cut = detail(scripts, ROUND, {"engine": ROUND["engine"]}, infinity={"missing": "no --infinity-python was given"})
     scripts["served"].record(out, {"shapes": {"base": {"infinity": {}, "rounds": []}}})
@@ -70,12 +93,14 @@ def test_a_run_that_was_cut_short_has_a_page_that_says_what_is_missing(
     assert "| server over engine alone, texts a second at saturation | at least 0.85 | 0.900 |" in page
     assert page.count("Infinity was not measured: no --infinity-python was given.") == 2
     assert page.count("| not measured |") == 2
+    assert "![Texts a second](server.svg)" in page
+    assert "BERT-base shape" in out.with_suffix(".svg").read_text()
 
 
 def test_no_folder_of_this_machine_is_in_the_command(scripts: dict[str, ModuleType]) -> None:
     given = ["--rounds", "3", "--infinity-python", "/somewhere/python", "--work", "/tmp/here", "--shapes", "base"]
-    shown = scripts["server"].without_folders(given)
-    assert shown == ["--rounds", "3", "--infinity-python", "PYTHON", "--shapes", "base"]
+    shown = scripts["command_line"].without_folders([*given, "--data", "/work", "--resume"])
+    assert shown == ["--rounds", "3", "--infinity-python", "PYTHON", "--shapes", "base", "--data", "DATA_FOLDER"]
 
 
 def reply(bundle: str, branch: str, score: float) -> dict[str, Any]:
@@ -99,8 +124,8 @@ def test_a_reply_passes_only_with_the_answers_of_the_bundle_that_it_names(
     expected = {
         bundle: {"text": {"task": {"yes": score, "no": 1 - score}}} for bundle, score in (("old", 0.9), ("new", 0.2))
     }
-    judge = scripts["soak"].Judge(expected, {"old": {"task": "b1"}, "new": {"task": "b2"}}, [{"text": "text"}])
-    assert (judge.of([{"text": "text"}])(said) is None) is passes
+    judge = scripts["soak"].Judge(expected, {"old": {"task": "b1"}, "new": {"task": "b2"}}, [Input("text")])
+    assert (judge.of([Input("text")])(said) is None) is passes
     assert judge.mixed == (0 if passes else 1)
 
 
@@ -113,3 +138,141 @@ def test_readiness_counts_as_what_was_said_last_and_as_neither_while_it_changes(
     readiness.changes = [(now, True), (now + 5, False), (now + 9, True)]
     said = [readiness.said(now + after) for after in (-1, 0.1, 4, 5.1, 6, 9.5)]
     assert said == [None, None, True, None, False, True]
+
+
+def test_a_load_on_a_server_comes_back_with_what_it_cost(
+    scripts: dict[str, ModuleType],
+    served: tuple[str, FakeService],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url, service = served
+
+    class Here:
+        def __init__(self) -> None:
+            self.url = url
+
+        def cpu(self) -> dict[str, float]:
+            return {"front": 0.0}
+
+        def get(self, path: str) -> tuple[int, str]:
+            return 200, urllib.request.urlopen(url + path).read().decode()
+
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "one"}\n{"text": "another"}\n')
+    load = scripts["server"].Load(scripts["served"].Cores(None, None), texts, Namespace(seconds=0.3))
+    monkeypatch.setattr(scripts["server"], "WARM", 0.0)
+    closed = load.on(Here(), ["intent", "slots"], "many", clients=2)
+    half = load.on(Here(), ["intent"], "one", rate=40.0)
+    assert (closed["rows"], closed["loop"], closed["errors"]) == (32, {"clients": 2, "connections": 2}, {})
+    assert closed["batch_rows"] == 32  # the made-up service takes every request as a batch
+    assert half["loop"]["rate"] == 40.0
+    assert 0 < half["requests"] < 40
+    assert closed["cpu"].keys() == {"front", "load"}
+    assert {tuple(tasks or ()) for _, tasks, _ in service.asked} == {("intent", "slots"), ("intent",)}
+
+
+def row(shape: str, tasks: int, system: str, ratio: float, **other: Any) -> dict[str, Any]:
+    cell = {"shape": shape, "tasks": tasks, "batch": 32, "tokens": 32, "system": system, "measured_tasks": tasks}
+    return {**cell, "ms": 10 * ratio, "ratio_to_one_pass": ratio, **other}
+
+
+def test_a_run_goes_on_from_the_cells_that_it_has_and_only_on_the_same_machine(
+    scripts: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = scripts["serving_cost"]
+    monkeypatch.setattr(sys, "argv", ["serving_cost.py", "--resume", "--adapters-python", "/somewhere/python"])
+    asked = {"tasks": [1, 8], "dtype": "auto", "seconds": 1.0, "out": tmp_path / "cost.json"}
+    new = script.begun(Namespace(**asked, resume=True))
+    assert (new["rows"], new["machine"]) == ([], machine())
+    assert new["command"] == "python benchmarks/serving_cost.py --adapters-python PYTHON"
+    rows = [row("base", 8, "trunkline", 1.1)]
+    asked["out"].write_text(json.dumps({**new, "rows": rows}))
+    assert script.begun(Namespace(**asked, resume=True))["rows"] == rows
+    assert script.begun(Namespace(**asked, resume=False))["rows"] == []
+    with pytest.raises(SystemExit, match="another grid, so that it cannot be resumed"):
+        script.begun(Namespace(**{**asked, "tasks": [1]}, resume=True))
+    asked["out"].write_text(json.dumps({**new, "machine": {"cpu": "another"}}))
+    with pytest.raises(SystemExit, match="another machine, so that it cannot be resumed"):
+        script.begun(Namespace(**asked, resume=True))
+
+
+class Instant:
+    """An engine, and a rival in another process, that take no time."""
+
+    specs = dict.fromkeys([f"task{number}" for number in range(8)])
+
+    def run(self, jobs: list[Job], texts: object = None) -> Any:
+        return (lambda: Took(100.0 * jobs)) if isinstance(jobs, int) else ([{}] * len(jobs), Work())
+
+
+class Slow:
+    """Models in transformers of which one pass takes this long."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def runs(self, texts: list[str]) -> list[Any]:
+        return [lambda: time.sleep(self.seconds)] * 4
+
+
+def test_what_takes_long_is_measured_with_fewer_tasks_and_scaled(
+    scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = scripts["serving_cost"]
+    monkeypatch.setattr(script, "HEAVY", 25.0)  # milliseconds
+    engines = [Instant() for _ in range(4)]
+    quick = script.cell(Instant(), engines, Slow(0.005), Instant(), ["a"], [1, 2, 8], 0.0)
+    assert quick[1] == {"trunkline": 8, "separate": 4, "transformers": 4, "adapters": 2}
+    times = quick[0]
+    assert {tasks: of.ms for tasks, of in times["adapters"].items()} == {1: 100.0, 2: 200.0, 8: 800.0}
+    assert times["transformers"][8].ms == pytest.approx(8 * times["transformers"][1].ms)
+    heavy = script.cell(Instant(), engines, Slow(0.03), None, ["a"], [1, 2, 8], 0.0)
+    assert heavy[1] == {"trunkline": 8, "separate": 1, "transformers": 1, "adapters": 1}
+    assert "adapters" not in heavy[0]
+
+
+def test_the_page_of_what_tasks_cost_holds_them_to_what_was_promised(
+    scripts: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib", reason="pages have plots, which need the extra report")
+    rows = [
+        row("base", 1, "trunkline", 0.95),
+        row("base", 1, "separate", 1.0),
+        row("base", 8, "trunkline", 1.1),
+        row("base", 8, "separate", 8.0, measured_tasks=4),
+    ]
+    engines = {"base": {"engine": "openvino", "dtype": "bfloat16", "why": "measured"}}
+    memory = [{"shape": "base", "tasks": 8, "mb_per_task": 30.0}]
+    about = {"command": "the command", "machine": {"cpu": "a CPU", "cores": 2, "torch": "2"}, "engines": engines}
+    out = tmp_path / "cost.json"
+    out.write_text(json.dumps({**about, "memory": memory, "rows": rows}))
+    scripts["serving_cost_page"].write_page(out, None)
+    page = (tmp_path / "cost.md").read_text()
+    assert "| BERT-base shape, 8 tasks | at most 1.15 | 1.10 |" in page
+    assert "| The packaged trunk's shape, 64 tasks | at most 1.9 | not measured |" in page
+    assert "| 32 x 32 | 10.0 | 0.95 | 1.10 |" in page
+    assert "| 32 x 32 | 1.1 | 7.3* |" in page  # separate models over Trunkline; four of eight were measured
+    assert page.count("Not measured here: ") == 2
+    assert "Memory of one more task: 30.0 MB" in page
+    assert (tmp_path / "cost.svg").is_file()
+
+
+def test_the_page_of_the_engine_shows_shares_of_the_bare_trunk(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pages have plots, which need the extra report")
+
+    def times(name: str, ms: float) -> dict[str, float]:
+        return {name: ms, f"{name}_low": 0.9 * ms, f"{name}_high": 1.2 * ms}
+
+    real = {"padding": 0.05, "tokens": 6000, **times("ms", 250.0), "over_static_per_real_token": 0.75}
+    about = {"shape": "minilm", "dtype": "bfloat16", "threads": 2, "batch": 32, "tokens": 32}
+    found = {**about, **times("static_ms", 32.0), **times("chain_ms", 33.0), "chain_over_static_throughput": 0.97}
+    out = tmp_path / "engine.json"
+    machine = {"cpu": "a CPU", "cores": 2, "torch": "2"}
+    out.write_text(json.dumps({"command": "c", "machine": machine, "rows": [{**found, "real": {"snips": real}}]}))
+    scripts["engine_page"].write_page(out, None)
+    page = (tmp_path / "engine.md").read_text()
+    assert "| throughput of the chain, of the static model's | at least 95 % | 97.0% |" in page
+    assert "| SNIPS utterances: throughput per real token, of the static model's | at least 80 % | 75.0% |" in page
+    assert "QNLI" not in page
+    assert "engine, SNIPS utterances" in (tmp_path / "engine.svg").read_text()

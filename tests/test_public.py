@@ -35,9 +35,11 @@ MAY_IMPORT = {
     "engine": MODEL,
     "bundle": MODEL | {"engine"},
     "report": BASE,
-    "pipeline": MODEL | {"training", "engine", "bundle", "report"},
+    "machine": set[str](),
+    "pipeline": MODEL | {"training", "engine", "bundle", "report", "machine"},
     "predicting": MODEL | {"engine", "bundle"},
     "serving": MODEL | {"engine", "bundle"},
+    "bench": MODEL | {"engine", "bundle", "predicting", "serving", "machine"},
     "client": BASE | {"project", "engine"},
 }
 
@@ -133,7 +135,7 @@ def test_the_lock_names_exact_public_versions_only() -> None:
     locked = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    installed = [extras[name] for name in ("dev", "quickstart", "openvino", "serve", "client")]
+    installed = [extras[name] for name in ("dev", "quickstart", "openvino", "serve", "client", "report", "otel")]
     for wanted in [*project["dependencies"], *(name for extra in installed for name in extra)]:
         name = re.split(r"[^A-Za-z0-9._-]", wanted)[0]
         assert re.sub(r"[-_.]+", "-", name).lower() in locked, wanted
