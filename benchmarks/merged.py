@@ -72,7 +72,9 @@ def prepare(options: argparse.Namespace, seed: int) -> None:
 
 
 def narrow(work: Path, tasks: dict[str, Any]) -> None:
-    """Leave of every task's grid only what was selected."""
+    """Leave of every task's grid only what was selected: a student is cheaper than its teacher, and so is taken."""
+    project = work / "project.toml"
+    project.write_text(re.sub(r"max_cost = .*", "min_relative_quality = 0.01", project.read_text()))
     for name, task in tasks.items():
         path = work / "tasks" / f"{name}.toml"
         text = path.read_text()
