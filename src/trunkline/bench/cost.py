@@ -18,8 +18,7 @@ from trunkline.bench.texts import made_texts, single_tokens
 from trunkline.bench.turns import Times, in_turn
 from trunkline.bundle.loaded import Bundle
 from trunkline.engine.base import Engine, Input, ItemError, Job
-from trunkline.engine.cache import Cache
-from trunkline.engine.planned import PlannedEngine
+from trunkline.engine.timing import uncached, with_last_layer
 from trunkline.errors import UsageError
 from trunkline.model.branch import BranchSpec, Reading, new_branch
 
@@ -65,19 +64,20 @@ def measure(bundle: Bundle, asked: Asked) -> Iterator[list[dict[str, Any]]]:
     `ms` is the median of a batch, `low` and `high` the middle half. `ratio_to_one_pass` is to the pass of one separate
     model, their mean where the tasks read differently. Raises UsageError for texts that a task cannot read.
     """
-    merged = _uncached(bundle.engine)
+    merged = uncached(bundle.engine)
     shapes = {name: _shape(bundle.specs[name]) for name in asked.tasks}
     full = {shape: _full(bundle, bundle.specs[name]) for name, shape in shapes.items()}
     steps = {count: asked.tasks[:count] for count in counts(len(asked.tasks))}
     choice = bundle.loader.choice
     for batch, length in asked.cells():
         batches = _batches(bundle, asked, batch, length)
-        _check(merged, batches[0], asked.tasks)
+        for items in batches:
+            _check(merged, items, asked.tasks)
         runs: dict[int | _Shape, Callable[[], object]] = {
             count: _run(merged, batches, names) for count, names in steps.items()
         }
         runs |= {shape: _run(engine, batches, tuple(engine.specs)) for shape, engine in full.items()}
-        times = in_turn(runs, asked.seconds)
+        times = in_turn(runs, asked.seconds, warm=max(2, len(batches)))
         rows = []
         for count, names in steps.items():
             separate = sum((times[shapes[name]] for name in names[1:]), start=times[shapes[names[0]]])
@@ -111,16 +111,16 @@ def _shape(spec: BranchSpec) -> _Shape:
     return spec.reading, spec.pooling, spec.max_tokens
 
 
-def _uncached(engine: Engine) -> Engine:
-    return PlannedEngine(engine.reader, engine.backend, cache=Cache(0)) if isinstance(engine, PlannedEngine) else engine
-
-
 def _full(bundle: Bundle, spec: BranchSpec) -> Engine:
-    """A full model that reads as this task does: all of the trunk, and a head."""
+    """A full model that reads as this task does: all of the trunk, and a head, in the form that is cheapest here."""
     trunk = bundle.loader.trunk
     whole = spec.model_copy(update={"fork": trunk.depth, "layers": 0})
     name = f"full model of {spec.task}"
-    return _uncached(bundle.loader.engine({name: (name, lambda: new_branch(whole, trunk.encoder).eval())}))
+    return uncached(
+        bundle.loader.engine(
+            {name: (name, lambda: with_last_layer(new_branch(whole, trunk.encoder).eval(), trunk.encoder))}
+        )
+    )
 
 
 def _batches(bundle: Bundle, asked: Asked, batch: int, length: int | None) -> list[list[Input]]:

@@ -17,6 +17,8 @@ from functools import partial
 import numpy as np
 import torch
 
+from trunkline.engine.base import Engine
+from trunkline.engine.cache import Cache
 from trunkline.engine.choose import Choice
 from trunkline.engine.load import Loader
 from trunkline.engine.planned import Backend, Call, PlannedEngine
@@ -187,6 +189,22 @@ def _rising(times: Sequence[float]) -> list[float]:
     for value in times:
         rising.append(max(value, rising[-1] if rising else 0.0))
     return rising
+
+
+def uncached(engine: Engine) -> Engine:
+    """The same engine without trunk states of texts that it knows: a repeated request costs what a first one does."""
+    return PlannedEngine(engine.reader, engine.backend, cache=Cache(0)) if isinstance(engine, PlannedEngine) else engine
+
+
+def with_last_layer(branch: Branch, encoder: Encoder) -> Branch:
+    """A full model's branch, its encoder's last layer made part of it where the head reads [CLS] alone: the same model,
+    of which an engine need not compute that layer for the other rows.
+    """
+    if branch.spec.pooling is not Pooling.CLS or branch.spec.fork < encoder.depth:
+        return branch
+    whole = new_branch(branch.spec.model_copy(update={"fork": encoder.depth - 1, "layers": 1}), encoder)
+    whole.norm, whole.head = branch.norm, branch.head
+    return whole.eval()
 
 
 def compare(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:

@@ -36,23 +36,23 @@ class Measured:
     branch: Mapping[BranchShape, float]
 
     def full(self, reading: str, pooling: str, depth: int) -> float:
-        """One separate full model of `depth` layers, in the cheaper of two equal forms.
-
-        A head that reads [CLS] alone needs no other row of the last layer, which engines make use of in a branch.
-        """
+        """One separate full model of `depth` layers, in the form that is cheapest on the engine."""
         return min(
             sum(self.trunk.ms[slot][depth - own] for slot in READS[reading]) + self.branch[reading, pooling, own]
-            for own in FULL_FORMS
+            for own in _in_branch(pooling)
         )
 
 
-FULL_FORMS = (0, 1)
-"""Layers of a full model that can stand in its branch."""
+def _in_branch(pooling: str) -> tuple[int, ...]:
+    """How many layers of a full model may stand in its branch: where its head reads [CLS] alone, an engine need not
+    compute the last one for other rows.
+    """
+    return (0, 1) if pooling == "cls" else (0,)
 
 
 def full_shapes(branch: Mapping[str, Any]) -> list[BranchShape]:
     """The shapes that the cost of a full model is made of."""
-    return [(branch["reading"], branch["pooling"], own) for own in FULL_FORMS]
+    return [(branch["reading"], branch["pooling"], own) for own in _in_branch(branch["pooling"])]
 
 
 def shape_of(branch: Mapping[str, Any]) -> BranchShape:

@@ -15,6 +15,7 @@ import numpy as np
 from trunkline.bundle.release import Release
 from trunkline.machine import machine
 from trunkline.pipeline.assemble import Assembly, Options
+from trunkline.pipeline.costs import openvino_version
 from trunkline.pipeline.execute import BRANCH, ENCODER
 from trunkline.pipeline.select import READS, Candidate, Choice
 from trunkline.pipeline.stages import Stage, StageKind
@@ -23,10 +24,9 @@ from trunkline.project.config import CostSettings
 
 if TYPE_CHECKING:
     from trunkline.engine.base import Input
-    from trunkline.model.branch import Branch
     from trunkline.model.encoders import Encoder
 
-COMPARE_VERSION = 2
+COMPARE_VERSION = 3
 
 
 def make_report(assembly: Assembly, options: Options, release: Release, say: Callable[[str], None]) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def _compare(
     fields = {
         "machine": machine(),
         "cost": cost.model_dump(mode="json"),
-        "engine": [measured.engine, measured.dtype],
+        "engine": [measured.engine, measured.dtype, openvino_version() if measured.engine == "openvino" else None],
         "branches": release.tasks,
         "full": {task: entry.key for task, entry in fulls.items()},
     }
@@ -219,6 +219,7 @@ def compare(
     from trunkline.bundle.loaded import Bundle
     from trunkline.engine.load import Loader
     from trunkline.engine.timing import compare as in_turn
+    from trunkline.engine.timing import uncached, with_last_layer
     from trunkline.model.branch import load_branch
     from trunkline.model.encoders import Encoder
     from trunkline.model.trunk import Trunk
@@ -230,7 +231,9 @@ def compare(
     separate = {}
     for task, entry in fulls.items():
         branch = with_last_layer(load_branch(entry.folder / BRANCH, trunk.encoder), trunk.encoder)
-        separate[task] = loader.engine({task: (entry.key, lambda branch=branch: branch)})  # type: ignore[misc]
+        sources = {task: (entry.key, lambda branch=branch: branch)}
+        separate[task] = uncached(loader.engine(sources))
+    merged = uncached(bundle.engine)
     pairs = any(len(READS[s.reading]) > 1 or s.reading == "joint" for s in bundle.specs.values())
     request = reference_request(trunk.encoder, cost.batch, cost.tokens, pairs=pairs)
 
@@ -239,23 +242,9 @@ def compare(
             engine.logits(request, [task], batch_size=cost.batch)
 
     return in_turn(
-        {"merged": lambda: bundle.engine.logits(request, list(fulls), batch_size=cost.batch), "separate": one_each},
+        {"merged": lambda: merged.logits(request, list(fulls), batch_size=cost.batch), "separate": one_each},
         cost.repeats,
     )
-
-
-def with_last_layer(branch: Branch, encoder: Encoder) -> Branch:
-    """A full model's branch, its encoder's last layer made part of it where the head reads [CLS] alone: an engine need
-    not compute that layer for the other rows then.
-    """
-    from trunkline.model.branch import new_branch
-    from trunkline.model.heads import Pooling
-
-    if branch.spec.pooling is not Pooling.CLS:
-        return branch
-    whole = new_branch(branch.spec.model_copy(update={"fork": encoder.depth - 1, "layers": 1}), encoder)
-    whole.norm, whole.head = branch.norm, branch.head
-    return whole.eval()
 
 
 def reference_request(encoder: Encoder, batch: int, tokens: int, *, pairs: bool) -> list[Input]:
