@@ -93,3 +93,20 @@ def as_toml(table: Table) -> str:
     plain = [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, Mapping)]
     tables = [f"\n[{key}]\n{as_toml(value)}" for key, value in table.items() if isinstance(value, Mapping)]
     return "\n".join([*plain, *tables]) + "\n"
+
+
+class Heard:
+    """Writes down which stages begin."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def begin(self, name: str, number: int, total: int, why: str) -> None:
+        self.stages.append(name)
+
+    def advance(self, position: object) -> None: ...
+    def done(self, name: str, summary: str, seconds: float) -> None: ...

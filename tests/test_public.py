@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "project": BASE,
     "model": BASE | {"project"},
     "training": MODEL,
-    "engine": MODEL,
+    "engine": MODEL | {"machine"},
     "bundle": MODEL | {"engine"},
     "report": BASE,
     "machine": set[str](),

@@ -16,7 +16,23 @@ def machine() -> dict[str, Any]:
     if cpuinfo.is_file():
         lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
         name = next((value.strip() for key, _, value in lines if key.strip() == "model name"), name)
-    usable = getattr(os, "sched_getaffinity", None)  # not on macOS
-    threads = os.environ.get("OMP_NUM_THREADS")
-    limited = {"threads": int(threads)} if threads and threads.isdigit() else {}
-    return {"cpu": name, "cores": len(usable(0)) if usable else os.cpu_count(), **limited, "torch": version("torch")}
+    asked = asked_threads()
+    limited = {} if asked is None else {"threads": asked}
+    return {"cpu": name, "cores": usable_cores(), **limited, "torch": version("torch")}
+
+
+def asked_threads() -> int | None:
+    """OMP_NUM_THREADS, where it is set."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() and int(asked) else None
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on, within its container's share."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from projects import SORTS, write_settings, write_task
+from projects import SORTS, Heard, write_settings, write_task
 from tiny import tiny_encoder
 
 from trunkline.bundle import verify
@@ -39,23 +39,6 @@ def stages(root: Path) -> dict[str, tuple[int, int]]:
     """What changes where a stage is done again."""
     folders = (root / ".trunkline" / "stages").iterdir()
     return {folder.name: (folder.stat().st_ino, folder.stat().st_mtime_ns) for folder in folders}
-
-
-class Heard:
-    """Writes down which stages begin."""
-
-    def __init__(self) -> None:
-        self.stages: list[str] = []
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def begin(self, name: str, number: int, total: int, why: str) -> None:
-        self.stages.append(name)
-
-    def advance(self, position: object) -> None: ...
-    def done(self, name: str, summary: str, seconds: float) -> None: ...
 
 
 def test_a_first_run_makes_a_release_that_answers_every_task(done: Path) -> None:
@@ -422,6 +405,14 @@ def test_settings_that_this_encoder_or_machine_cannot_meet_are_refused_by_key(
     with pytest.raises(ProjectError) as caught:
         Project.load(done).run()
     assert [problem.where for problem in caught.value.problems] == [where]
+
+
+def test_an_engine_that_cannot_run_the_encoder_is_refused_before_anything_is_trained(done: Path) -> None:
+    tiny_encoder(done / "deberta", "deberta")
+    write_settings(done, encoder="deberta", cost={"batch": 2, "tokens": 8, "engine": "openvino"})
+    with pytest.raises(ProjectError) as caught:
+        Project.load(done).plan()
+    assert [problem.where for problem in caught.value.problems] == ["cost.engine"]
 
 
 def test_honest_splits_other_labels_on_the_reported_rows_change_no_weight_and_no_choice(done: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from projects import SORTS, write_project, write_task
+from projects import SORTS, Heard, write_project, write_task
 
 from trunkline.bundle.manifest import Int8Entry, read_manifest
 from trunkline.errors import StoreError
@@ -43,9 +43,10 @@ def test_a_later_run_keeps_it_and_only_the_new_task_is_measured(done: Path) -> N
     quantize(project)
     before = int8_of(project)
     write_task(done, "tone", **SORTS["tone"])
-    project = Project.load(done)
-    project.run()
+    project, heard = Project.load(done), Heard()
+    project.run(show=heard)
     assert int8_of(project) == before
+    assert any("not in int8 yet: tone;" in line for line in heard.said)
     release = quantize(project)
     assert release.note == "int8 of tone"
     after = int8_of(project)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import stat
 from pathlib import Path
@@ -74,3 +75,14 @@ def test_where_no_socket_can_be_there_is_none(tmp_path: Path) -> None:
         with local.listening(store, "a") as made:
             assert made is None
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_server_that_takes_no_connection_is_there_and_holds_up_nobody(tmp_path: Path) -> None:
+    with local.listening(tmp_path, "stuck") as made, contextlib.ExitStack() as waiting:
+        assert made is not None
+        made.listen(0)
+        (path,) = local.servers(tmp_path)
+        with contextlib.suppress(TimeoutError):
+            while True:  # until nothing more fits into its backlog
+                waiting.enter_context(local.connect(path))
+        assert local.servers(tmp_path) == [path]

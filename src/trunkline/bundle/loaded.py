@@ -87,7 +87,7 @@ class Bundle:
 
     @property
     def identity(self) -> tuple[str, dict[str, str], str | None]:
-        """What tells one trunk from another: its fingerprint, its files by sha256, in int8 the sha256 of its ranges."""
+        """What tells one trunk from another: fingerprint, files by sha256, and in int8 its ranges and float type."""
         return _identity(self.manifest, self.loader.choice)
 
     def loaded_files(self) -> dict[str, str]:
@@ -133,8 +133,12 @@ class Bundle:
 
 
 def _identity(manifest: Manifest, choice: Choice) -> tuple[str, dict[str, str], str | None]:
-    ranges = manifest.int8.trunk.sha256 if choice.dtype == INT8 and manifest.int8 is not None else None
-    return manifest.trunk.fingerprint, manifest.trunk.files, ranges
+    int8 = manifest.int8 if choice.dtype == INT8 else None
+    return (
+        manifest.trunk.fingerprint,
+        manifest.trunk.files,
+        None if int8 is None else f"{int8.trunk.sha256} {int8.dtype}",
+    )
 
 
 def _int8(folder: Path, manifest: Manifest, tasks: Iterable[str]) -> Int8Entry:

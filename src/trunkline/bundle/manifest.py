@@ -94,14 +94,10 @@ class Quality(_Strict):
 
 
 class TaskInt8(_Strict):
-    """What int8 does to one task: its branch's ranges (None where no layer of it has any), and what was measured.
-
-    `deviation` is how far the probes' logits are from the stored ones (see `probes.deviation`).
-    """
+    """What int8 does to one task: its branch's ranges (None where no layer of it has any), and what was measured."""
 
     ranges: FileEntry | None = None
     quality: Quality
-    deviation: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Int8Entry(_Strict):

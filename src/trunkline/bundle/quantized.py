@@ -71,7 +71,6 @@ def quantize(
                 task: TaskInt8(
                     ranges=_written(scratch, task, ranges) if ranges else None,
                     quality=Quality(metric="", splits={}),
-                    deviation=0.0,
                 )
                 for task, ranges in sorted(branches.items())
             }
@@ -98,15 +97,14 @@ def _written(scratch: Path, name: str, ranges: Ranges) -> FileEntry:
 def _measured(
     scratch: Path, tasks: Mapping[str, TaskInt8], measure: Callable[[Bundle], Mapping[str, Quality]]
 ) -> dict[str, TaskInt8]:
-    """The tasks with what the bundle in the scratch folder, run in int8, gives for probes and rows."""
-    bundle = Bundle.load(scratch, dtype="int8", tasks=tasks)
-    deviations = bundle.deviations()
-    for task in tasks:
-        if not deviations[task] <= TOLERANCE:
-            how = "gives no finite logits" if math.isinf(deviations[task]) else f"is off by {deviations[task]:.1e}"
+    """The tasks with the quality of the bundle in the scratch folder, run in int8; all in it are proved on its probes,
+    which a task that came since has changed.
+    """
+    manifest = verify(scratch)
+    bundle = Bundle.load(scratch, dtype="int8", tasks=manifest.int8.tasks if manifest.int8 else ())
+    for task, off in bundle.deviations().items():
+        if not off <= TOLERANCE:
+            how = "gives no finite logits" if math.isinf(off) else f"is off by {off:.1e}"
             raise ProbeError(task, f"in int8 it {how} on the stored probes; {TOLERANCE} at most can be")
     found = measure(bundle)
-    return {
-        task: entry.model_copy(update={"quality": found[task], "deviation": deviations[task]})
-        for task, entry in tasks.items()
-    }
+    return {task: entry.model_copy(update={"quality": found[task]}) for task, entry in tasks.items()}

@@ -66,10 +66,8 @@ def choose(
         if value not in known and not (what == "device" and value.startswith("cuda:")):
             raise UsageError(unknown(what, value, known))
     family = trunk.encoder.family
-    if engine == "openvino" and find_spec("openvino") is None:
-        raise UsageError("the OpenVINO engine is not installed: pip install 'trunkline[openvino]'")
-    if engine == "openvino" and family in NOT_IN_OPENVINO:
-        raise UsageError(f"{family} does not run on the OpenVINO engine: {NOT_IN_OPENVINO[family]}")
+    if engine == "openvino" and (reason := no_openvino(family)) is not None:
+        raise UsageError(reason)
     if engine != "torch" and dtype == "bfloat16" and family in FLOAT32_ONLY:
         raise UsageError(f"{family} does not run in bfloat16 on the OpenVINO engine: {FLOAT32_ONLY[family]}")
     if engine == "openvino" and device.startswith("cuda"):
@@ -78,7 +76,7 @@ def choose(
         return _in_int8(engine, device, family, rest)
     if device != "cpu" and engine != "openvino" and _cuda(asked=device.startswith("cuda")):
         return _on_gpu(dtype, "cuda" if device == "auto" else device)
-    if engine == "torch" or find_spec("openvino") is None or family in NOT_IN_OPENVINO:
+    if engine == "torch" or no_openvino(family) is not None:
         if dtype == "bfloat16":
             raise UsageError(
                 "on a CPU the engine torch is the reference, in float32; bfloat16 takes the engine openvino"
@@ -92,23 +90,28 @@ def choose(
 
 
 def _in_int8(engine: str, device: str, family: str, rest: str) -> Choice:
-    if engine == "torch" or device.startswith("cuda") or find_spec("openvino") is None or family in NOT_IN_OPENVINO:
-        raise UsageError(f"int8 takes the engine openvino, on the CPU{_why_not(family)}")
+    if engine == "torch" or device.startswith("cuda"):
+        raise UsageError("int8 takes the engine openvino, on the CPU")
+    if (reason := no_openvino(family)) is not None:
+        raise UsageError(f"int8 takes the engine openvino: {reason}")
     if rest == "bfloat16" and not _has_bfloat16():
         return Choice("openvino", INT8, "cpu", "as asked; the rest in float32: this CPU has no bfloat16", "float32")
     return Choice("openvino", INT8, "cpu", f"as asked; the rest in {rest}, as measured", rest)
-
-
-def _why_not(family: str) -> str:
-    if find_spec("openvino") is None:
-        return ", which is not installed: pip install 'trunkline[openvino]'"
-    return f", where {family} does not run: {NOT_IN_OPENVINO[family]}" if family in NOT_IN_OPENVINO else ""
 
 
 def _has_bfloat16() -> bool:
     from trunkline.engine.runtime import ov
 
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def no_openvino(family: str) -> str | None:
+    """Why encoders of this family cannot run on the OpenVINO engine here, None where they can."""
+    if find_spec("openvino") is None:
+        return "the OpenVINO engine is not installed: pip install 'trunkline[openvino]'"
+    if family in NOT_IN_OPENVINO:
+        return f"{family} does not run on the OpenVINO engine: {NOT_IN_OPENVINO[family]}"
+    return None
 
 
 def _cuda(*, asked: bool) -> bool:

@@ -12,11 +12,9 @@ Notation: R rows, T tokens, H width, C outputs.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -32,6 +30,7 @@ from trunkline.engine.int8 import round_linears
 from trunkline.engine.planned import Call, Mask
 from trunkline.engine.ranges import Ranges, branch_linears, trunk_linears
 from trunkline.engine.runtime import ov
+from trunkline.machine import asked_threads, usable_cores
 from trunkline.model.branch import Branch, BranchSpec, check_trunk
 from trunkline.model.encoders import Encoder
 from trunkline.model.trunk import Trunk
@@ -131,7 +130,7 @@ class Builder:
         self.fingerprint = trunk.fingerprint
         self.encoder = trunk.encoder
         self.dtype = dtype
-        self.threads = threads or usable_cores()
+        self.threads = threads or asked_threads() or usable_cores()
         self.ranges = ranges
         self._core = ov.Core()
         self._converter = Converter(trunk.encoder, TYPES[dtype])
@@ -195,20 +194,6 @@ class Builder:
                 "ENABLE_CPU_PINNING": False,
             },
         )
-
-
-def usable_cores() -> int:
-    """OMP_NUM_THREADS where it is set; else the cores that this process may run on, within its container's share."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdigit() and int(asked):
-        return int(asked)
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 class _Embed(nn.Module):

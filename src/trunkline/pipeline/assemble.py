@@ -277,7 +277,22 @@ class Assembly:
         file = self._selection_file(bundle.name)
         file.parent.mkdir(exist_ok=True)
         write_json(file, vars(selection))
+        self._say_int8(live, bundle)
         return self.releases.publish(bundle, note)
+
+    def _say_int8(self, live: Release | None, bundle: Path) -> None:
+        """Name the tasks that servers in int8 would miss, where the live release has int8."""
+        try:
+            before = None if live is None else read_manifest(self.releases.folder(live)).int8
+        except BundleError:
+            return  # it is damaged, which was said
+        if before is None:
+            return
+        after = read_manifest(bundle)
+        missing = after.branches.keys() - (after.int8.tasks.keys() if after.int8 is not None else set())
+        if missing:
+            tasks = ", ".join(sorted(missing))
+            self.say(f"not in int8 yet: {tasks}; servers in int8 refuse the release until: trunkline quantize")
 
     def probes(self, prepared: Mapping[str, str]) -> list[Input]:
         """A few held-out inputs of every task."""

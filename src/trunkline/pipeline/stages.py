@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from trunkline.engine.choose import no_openvino
 from trunkline.errors import Problem, ProjectError
 from trunkline.model.source import Source, hash_files
 from trunkline.pipeline.store import key_of
@@ -139,6 +140,9 @@ def _misfits(files: ProjectFiles, source: Source) -> Iterator[Problem]:
             found=str(files.settings.cost.tokens),
             allowed=f"at most {source.max_positions} ({source.name})",
         )
+    reason = no_openvino(source.family)
+    if files.settings.cost.engine == "openvino" and reason is not None:
+        yield Problem("project.toml", "cost.engine", reason, found="openvino", allowed='"torch" or "auto"')
     for name, settings in files.tasks.items():
         file = f"tasks/{name}.toml"
         for layers in settings.tune.layers:

@@ -13,14 +13,14 @@ from pathlib import Path
 from trunkline.bundle.loaded import Bundle
 from trunkline.bundle.manifest import read_manifest
 from trunkline.bundle.probes import deviation
+from trunkline.bundle.quantized import TOLERANCE as INT8_TOLERANCE
 from trunkline.engine.base import ItemError, Job
 from trunkline.engine.choose import INT8
 from trunkline.errors import BundleError
 from trunkline.serving.replies import ModelInfo, TaskInfo
 
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15, INT8: 0.15}
-"""How far logits on the probes may be from the stored ones, per dtype, in units of `probes.deviation`; in int8, how
-much farther than where that was measured.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15, INT8: INT8_TOLERANCE}
+"""How far logits on the probes may be from the stored ones, per dtype, in units of `probes.deviation`.
 
 Wide enough for another machine's arithmetic; weights that are not what they were are further off.
 """
@@ -52,18 +52,12 @@ def prove(bundle: Bundle, tasks: Iterable[str]) -> None:
         return
     probes = bundle.probes()
     found, _ = bundle.engine.run([Job(item, names) for item in probes.items()])
+    limit = TOLERANCE[bundle.loader.choice.dtype]
     for task in names:
-        limit = TOLERANCE[bundle.loader.choice.dtype] + _measured(bundle, task)
         off = deviation(probes.logits_of(task), [results[task] for results in found])
         if not off <= limit:
             how = "gives no finite logits" if math.isinf(off) else f"is off by {off:.1e}, more than {limit:.0e},"
             raise BundleError(f"task '{task}' {how} on its stored probes")
-
-
-def _measured(bundle: Bundle, task: str) -> float:
-    """How far a task's logits on the probes were from the stored ones where int8 was measured; 0 in floats."""
-    int8 = bundle.manifest.int8 if bundle.loader.choice.dtype == INT8 else None
-    return 0.0 if int8 is None else int8.tasks[task].deviation
 
 
 def quality(bundle: Bundle) -> list[str]:

@@ -22,6 +22,7 @@ from trunkline.errors import StoreError
 from trunkline.serving.logs import log
 
 _LOCK = "lock"
+_PATIENCE = 1.0  # seconds in which a server takes a connection, unless it is stopped or hangs
 _LONGEST = 100  # bytes of an address that every system takes
 
 
@@ -58,11 +59,17 @@ def servers(store: Path) -> list[Path]:
 
 
 def connect(path: Path) -> socket.socket:
-    """A connection to a server. Raises ConnectionRefusedError or FileNotFoundError where it has ended."""
+    """A connection to a server. Raises ConnectionRefusedError or FileNotFoundError where it has ended, TimeoutError
+    where it takes none.
+    """
     client = socket.socket(socket.AF_UNIX)
+    client.settimeout(_PATIENCE)
     try:
         with _short(path) as address:
             client.connect(address)
+    except BlockingIOError as error:  # what a full backlog gives where there is a limit of time
+        client.close()
+        raise TimeoutError(f"{path} takes no connection") from error
     except BaseException:
         client.close()
         raise
@@ -112,6 +119,8 @@ def _live(folder: Path) -> list[Path]:
             path.unlink(missing_ok=True)
         except FileNotFoundError:
             pass  # its server just ended
+        except TimeoutError:
+            found.append(path)  # its server is there, and hangs
         else:
             found.append(path)
     return found

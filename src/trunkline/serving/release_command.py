@@ -21,7 +21,8 @@ from trunkline.errors import StoreError, TrunklineError
 from trunkline.serving import local
 from trunkline.serving.command import releases_of
 
-_PATIENCE = 10.0  # seconds for a server to say what it serves; loading takes as long as it takes
+_PATIENCE = 10.0  # seconds for a server to say what it serves
+_LOADING = 1800.0  # and to load a bundle: more than any limit of its own
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ def deploy(
     root = context.find_root().params.get("project", Path())
     releases = releases_of(root)
     named = None if id is None else Path(releases.get(id).bundle).name
-    found = local.servers(releases.home)
+    try:
+        found = local.servers(releases.home)
+    except OSError as error:
+        raise TrunklineError(f"the servers of this project cannot be found: {error}") from error
     if not found:
         raise TrunklineError(
             f"no server of this project runs on this machine for this user; one is started with: "
@@ -74,14 +78,11 @@ def hint(releases: Releases, root: Path) -> str | None:
 def _tell(path: Path, named: str | None) -> Told:
     """Ask a server to take over a bundle, or where it has no name the live release."""
     server, before = local.name_of(path), None
-    connection = _Connection(path)
     try:
-        with contextlib.closing(connection):
-            status, serves = connection.ask("GET", None)
-            if status == 200:
-                before = serves["bundle"]
-                connection.wait()
-                status, serves = connection.ask("POST", {} if named is None else {"bundle": named})
+        status, serves = _ask(path, "GET", None, _PATIENCE)
+        if status == 200:
+            before = serves["bundle"]
+            status, serves = _ask(path, "POST", {} if named is None else {"bundle": named}, _LOADING)
     except (OSError, http.client.HTTPException, ValueError) as error:
         return Told(server, "silent", None, before, str(error) or type(error).__name__)
     if status != 200:
@@ -90,10 +91,10 @@ def _tell(path: Path, named: str | None) -> Told:
 
 
 class _Connection(http.client.HTTPConnection):
-    """A connection to a server on this machine."""
+    """A connection to a server on this machine, to send one request on."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=_PATIENCE)
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
@@ -101,15 +102,13 @@ class _Connection(http.client.HTTPConnection):
         self.sock = local.connect(self._path)
         self.sock.settimeout(self.timeout)
 
-    def wait(self) -> None:
-        """Have the next answer take what time it takes."""
-        self.sock.settimeout(None)
 
-    def ask(self, method: str, body: Mapping[str, str] | None) -> tuple[int, Any]:
-        """The status and the JSON that come back."""
-        content = None if body is None else json.dumps(body)
-        self.request(method, "/admin/release", content, {"Content-Type": "application/json"})
-        response = self.getresponse()
+def _ask(path: Path, method: str, body: Mapping[str, str] | None, timeout: float) -> tuple[int, Any]:
+    """The status and the JSON that come back."""
+    content = None if body is None else json.dumps(body)
+    with contextlib.closing(_Connection(path, timeout)) as connection:
+        connection.request(method, "/admin/release", content, {"Content-Type": "application/json"})
+        response = connection.getresponse()
         return response.status, json.loads(response.read())
 
 
