@@ -14,8 +14,8 @@ from branches import INPUTS, Made, random_branch
 from trunkline.bundle import Bundle, verify
 from trunkline.bundle.manifest import Change, Quality, read_manifest
 from trunkline.bundle.merge import merge
-from trunkline.bundle.probes import deviation
-from trunkline.bundle.quantized import TOLERANCE, quantize
+from trunkline.bundle.probes import INT8_TOLERANCE, deviation
+from trunkline.bundle.quantized import quantize
 from trunkline.engine.calibrate import branch_ranges, trunk_ranges
 from trunkline.engine.ranges import Range, Ranges
 from trunkline.errors import BundleError, ProbeError
@@ -72,7 +72,7 @@ def test_a_quantized_bundle_is_the_same_bundle_with_ranges_and_figures(pair: tup
 
 def test_int8_answers_are_those_that_were_measured(pair: tuple[Path, Path]) -> None:
     bundle = Bundle.load(pair[1], dtype="int8")
-    assert 1e-4 < max(bundle.deviations().values()) <= TOLERANCE  # it is no float arithmetic
+    assert 1e-4 < max(bundle.deviations().values()) <= INT8_TOLERANCE  # it is no float arithmetic
     prove(bundle, bundle.tasks)
     assert [line.split(":")[0] for line in quality(bundle)] == [f"{task} in int8" for task in sorted(TASKS)]
     assert quality(Bundle.load(pair[1])) == []

@@ -186,7 +186,7 @@ def test_int8_is_chosen_only_where_it_is_asked_for(tmp_path: Path) -> None:
     for how in (("torch", INT8), ("auto", INT8, "cuda")):
         with pytest.raises(UsageError, match="int8 takes the engine openvino"):
             choose(trunk, *how)
-    with pytest.raises(UsageError, match="int8 takes .*: deberta does not run"):
+    with pytest.raises(UsageError, match="deberta does not run on"):
         choose(loaded(tmp_path / "deberta", "deberta")[0], dtype=INT8)
 
 

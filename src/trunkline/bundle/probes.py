@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from trunkline.model.trunk import Trunk
 
 TOLERANCE = 1e-5
+INT8_TOLERANCE = 0.5
+"""How far logits in int8 may be from the stored ones, in units of `deviation`: a branch that fits is nearer."""
 
 Result = Logits | ItemError
 

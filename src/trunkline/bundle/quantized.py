@@ -27,11 +27,9 @@ from trunkline.bundle.manifest import (
     verify,
 )
 from trunkline.bundle.merge import LOCK, place, publish
+from trunkline.bundle.probes import INT8_TOLERANCE
 from trunkline.engine.ranges import Ranges, write_ranges
 from trunkline.errors import ProbeError
-
-TOLERANCE = 0.5
-"""How far logits in int8 may be from the stored ones, in units of `probes.deviation`: a branch that fits is nearer."""
 
 
 def quantize(
@@ -103,8 +101,8 @@ def _measured(
     manifest = verify(scratch)
     bundle = Bundle.load(scratch, dtype="int8", tasks=manifest.int8.tasks if manifest.int8 else ())
     for task, off in bundle.deviations().items():
-        if not off <= TOLERANCE:
+        if not off <= INT8_TOLERANCE:
             how = "gives no finite logits" if math.isinf(off) else f"is off by {off:.1e}"
-            raise ProbeError(task, f"in int8 it {how} on the stored probes; {TOLERANCE} at most can be")
+            raise ProbeError(task, f"in int8 it {how} on the stored probes; {INT8_TOLERANCE} at most can be")
     found = measure(bundle)
     return {task: entry.model_copy(update={"quality": found[task]}) for task, entry in tasks.items()}

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from trunkline.bundle.loaded import Bundle
 from trunkline.bundle.manifest import read_manifest
-from trunkline.bundle.probes import deviation
-from trunkline.bundle.quantized import TOLERANCE as INT8_TOLERANCE
+from trunkline.bundle.probes import INT8_TOLERANCE, deviation
 from trunkline.engine.base import ItemError, Job
 from trunkline.engine.choose import INT8
 from trunkline.errors import BundleError
