@@ -45,6 +45,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "same": {"kind": "relevance", "pair": ["separate"], **_TABLES},
     "urgency": {"kind": "regression", **_TABLES},
 }
+TRUNKLINE = (sys.executable, "-m", "trunkline")
 Seen = dict[str, tuple[int, int, int]]
 """Stage key -> what stays while the stage is not done again: inode, and times of the folder and its result."""
 
@@ -76,7 +77,7 @@ class Victim:
 
     def command(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "trunkline", "-C", str(self.root), *arguments],
+            [*TRUNKLINE, "-C", str(self.root), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -202,9 +203,12 @@ def _kill(process: subprocess.Popen[str], delay: float, after: Callable[[], bool
 
 
 def compare_untouched(root: Path, fresh: Path) -> tuple[int, int]:
-    """Run a copy of the project's files without a break: (branches compared, branches that differ)."""
+    """Run a copy of the project's files without a break: (branches compared, branches that differ).
+
+    In a process of its own, as the killed ones were: another number of threads rounds differently.
+    """
     shutil.copytree(root, fresh, ignore=shutil.ignore_patterns(".trunkline"))
-    Project.load(fresh).run()
+    subprocess.run([*TRUNKLINE, "-C", str(fresh), "run"], check=True, capture_output=True)
     pairs = [(path, root / path.relative_to(fresh)) for path in fresh.glob(".trunkline/stages/*/branch.safetensors")]
     return len(pairs), sum(not b.is_file() or a.read_bytes() != b.read_bytes() for a, b in pairs)
 
