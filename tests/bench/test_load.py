@@ -112,7 +112,7 @@ def test_a_stall_is_seen_by_every_request_that_was_due_in_it() -> None:
 )
 def test_what_is_no_complete_answer_is_an_error_of_its_kind(step: Any, outcome: str) -> None:
     with serving(step) as server:
-        found = measured(server.url, trunkline(server.url, ("intent", "slots")), clients=2)
+        found = measured(server.url, trunkline(server.url, ("intent", "slots")), clients=2, seconds=1.0)
     assert set(found["errors"]) == set(found["examples"]) == {outcome}
     assert found["errors"][outcome] == found["requests"] > 0
     assert (found["texts_per_second"], found["latency_ms"]) == (0.0, {})
