@@ -77,7 +77,7 @@ class OpenVinoBackend:
         self.threads = threads
         self._layers = [compiled.create_infer_request() for compiled in layers]
         self._branches = {task: part.compiled.create_infer_request() for task, part in self.parts.items()}
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="branch")
+        self._pool = ThreadPoolExecutor(max(threads - 1, 1), thread_name_prefix="branch")
 
     def embed(self, ids: NDArray[np.int64], types: NDArray[np.int64], mask: Mask) -> States:
         """The states before the first layer, of (R, T) token ids and types."""
@@ -89,10 +89,22 @@ class OpenVinoBackend:
 
     def branches(self, calls: Sequence[Call]) -> list[Logits]:
         """Logits (R, C) or (R, T, C) of each call, float32."""
-        small = {i: call for i, call in enumerate(calls) if self.parts[call.task].small}
-        waiting = {i: self._pool.submit(self._branch, call) for i, call in small.items()}
-        wait(waiting.values())  # also where one fails: the next run must not meet a branch at work
-        return [waiting[i].result() if i in waiting else self._branch(call) for i, call in enumerate(calls)]
+        found: dict[int, Logits] = {}
+        small = [i for i, call in enumerate(calls) if self.parts[call.task].small]
+        waiting = iter(small)
+
+        def work() -> None:
+            for i in waiting:  # shared: each call is taken once
+                found[i] = self._branch(calls[i])
+
+        helpers = [self._pool.submit(work) for _ in range(min(self.threads, len(small)) - 1)]
+        try:
+            work()  # this thread as well: to wake another takes longer than a small branch
+        finally:
+            wait(helpers)  # also where one fails: the next run must not meet a branch at work
+        for helper in helpers:
+            helper.result()
+        return [found[i] if i in found else self._branch(call) for i, call in enumerate(calls)]
 
     def _branch(self, call: Call) -> Logits:
         masks = [ov.Tensor(mask) for mask in call.masks]
@@ -224,7 +236,7 @@ def _ones(rows: int, tokens: int) -> Tensor:
 def _infer(request: Any, inputs: Sequence[Any]) -> Any:
     for position, tensor in enumerate(inputs):
         request.set_input_tensor(position, tensor)
-    request.infer()
+    request.infer(share_outputs=True)  # else every output is copied, though nobody reads the copy
     return request.get_output_tensor(0)
 
 

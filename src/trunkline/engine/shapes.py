@@ -20,8 +20,8 @@ TOKENS = (
     *(*range(128, 256, 16), *range(256, 512, 32), *range(512, 8193, 128)),
 )
 """Tokens of its rows."""
-_OVERHEAD = 24
-"""What one batch more costs beside its tokens, in tokens: 1 to 2 ms in 30 to 40 for 1,000."""
+_OVERHEAD = 60
+"""What one batch more costs beside its tokens, in tokens: some 2 ms in 30 for 1,000."""
 
 
 @dataclass(frozen=True)
