@@ -23,6 +23,7 @@ from trunkline.bench.command import bench
 from trunkline.engine.choose import DTYPES
 from trunkline.errors import TrunklineError, UsageError
 from trunkline.pipeline.quantize_command import as_data, as_table, measured, quantize
+from trunkline.pipeline.trunk_command import app as trunk_app
 from trunkline.serving.command import serve
 from trunkline.serving.release_command import deploy, hint
 
@@ -37,6 +38,7 @@ task_app = typer.Typer(help="Add, remove or show a task.", no_args_is_help=True)
 release_app = typer.Typer(help="List, show, compare, deploy and roll back releases.", no_args_is_help=True)
 app.add_typer(task_app, name="task")
 app.add_typer(release_app, name="release")
+app.add_typer(trunk_app, name="trunk")
 app.command()(serve)
 app.command()(bench)
 app.command()(quantize)

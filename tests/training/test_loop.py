@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from trunkline.training import loop
-from trunkline.training.loop import Outcome, Progress, Schedule, by_length, epoch_batches, fit, precision_of
+from trunkline.training.loop import Epochs, Outcome, Progress, Schedule, by_length, epoch_batches, fit, precision_of
 
 torch.set_num_threads(1)
 ROWS = np.arange(40)
@@ -73,8 +73,8 @@ def train(
 
     outcome = fit(
         net,
-        rows=ROWS,
-        lengths=ROWS % 7,
+        steps=schedule.steps(len(ROWS)),
+        batch=Epochs(ROWS, ROWS % 7, schedule.batch_size, schedule.seed),
         loss=loss,
         evaluate=score or held_out,
         schedule=schedule,
@@ -181,9 +181,9 @@ def test_only_matrices_decay(tmp_path: Path) -> None:
         nothing: Tensor = net(rows).sum() * 0.0
         return nothing
 
-    options: dict[str, Any] = {"rows": ROWS, "lengths": ROWS, "schedule": strong, "checkpoint": tmp_path / "c.pt"}
-    steps = iter(range(100))
-    fit(net, loss=loss, evaluate=lambda: float(next(steps)), **options)
+    options: dict[str, Any] = {"schedule": strong, "checkpoint": tmp_path / "c.pt"}
+    scores = iter(range(100))
+    fit(net, steps=40, batch=lambda _: ROWS, loss=loss, evaluate=lambda: float(next(scores)), **options)
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, start[name]) == name.endswith("bias"), name
 

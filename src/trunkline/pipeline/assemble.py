@@ -147,15 +147,12 @@ class Assembly:
         """The candidates of these tasks, all of whose stages are done."""
         searched = [s for task in tasks for s in self.graph.of(task, StageKind.TUNE, StageKind.DISTILL)]
         full = {task: self.graph.of(task, StageKind.FULL) for task in tasks}
-        trained = [self._entry(stage) for stage in [*searched, *(s for stages in full.values() for s in stages)]]
-        shapes = {shape_of(entry.result["branch"]) for entry in trained}
-        shapes |= {shape for task in tasks for shape in full_shapes(self._entry(full[task][0]).result["branch"])}
+        wholes = [self._entry(stage) for stages in full.values() for stage in stages]
+        shapes = {shape_of(entry.result["branch"]) for entry in [*map(self._entry, searched), *wholes]}
+        shapes |= {shape for entry in wholes for shape in full_shapes(entry.result["branch"])}
         measured = measure(self.source, self.files.settings.cost, self.store, shapes, self.say)
-        groups: dict[str, list[Stage]] = {}
-        for stage in searched:
-            groups.setdefault(_SEED.sub("", stage.id), []).append(stage)
         candidates, best = [], {}
-        for id, stages in groups.items():
+        for id, stages in _over_seeds(searched).items():
             entries = [self._entry(stage) for stage in stages]
             scores = [self._valid(stages[0].task, entry) for entry in entries]
             branch = entries[0].result["branch"]
@@ -171,16 +168,21 @@ class Assembly:
                 )
             )
             best[id] = entries[int(np.argmax(scores))]
-        full_entries = {task: [self._entry(stage) for stage in stages] for task, stages in full.items()}
-        wholes = {task: entries[0].result["branch"] for task, entries in full_entries.items()}
+        full_entries = {task: self._strongest(task, stages) for task, stages in full.items()}
+        baselines = {task: entries[0].result["branch"] for task, entries in full_entries.items()}
         return Options(
             candidates,
             best,
             {task: float(np.mean([self._valid(task, e) for e in entries])) for task, entries in full_entries.items()},
-            {task: measured.full(b["reading"], b["pooling"], self.source.depth) for task, b in wholes.items()},
+            {task: measured.full(b["reading"], b["pooling"], self.source.depth) for task, b in baselines.items()},
             full_entries,
             measured,
         )
+
+    def _strongest(self, task: str, stages: Sequence[Stage]) -> list[Entry]:
+        """The full models, one for each seed, of the way to train them that is best on `valid`."""
+        ways = [[self._entry(stage) for stage in found] for found in _over_seeds(stages).values()]
+        return max(ways, key=lambda entries: float(np.mean([self._valid(task, entry) for entry in entries])))
 
     def _entry(self, stage: Stage) -> Entry:
         return self.store.get(self.graph.keys[stage.id])
@@ -359,3 +361,11 @@ def inputs_of(rows: Rows) -> list[Input]:
     pairs: Sequence[str | None] = rows.pairs or [None] * len(rows)
     words = [None] * len(rows) if rows.words is None else [tuple(map(tuple, spans)) for spans in rows.words]
     return [Input(text, pair, spans) for text, pair, spans in zip(rows.texts, pairs, words, strict=True)]  # type: ignore[arg-type]
+
+
+def _over_seeds(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
+    """The stages that differ in nothing but their seed, by what they have in common."""
+    groups: dict[str, list[Stage]] = {}
+    for stage in stages:
+        groups.setdefault(_SEED.sub("", stage.id), []).append(stage)
+    return groups

@@ -4,6 +4,7 @@
     full      branch.safetensors, encoder/
     tune      branch.safetensors
     distill   branch.safetensors
+    adapt     encoder/
 
 A training stage's result holds the metrics of every scored split, the history and the seconds it took. torch is
 imported when the first training stage runs.
@@ -108,23 +109,71 @@ class Workshop:
     def material(self, task: str) -> TaskMaterial:
         """What training reads of a task; only the task at hand is held."""
         if task not in self._material:
-            from trunkline.training.loop import precision_of
-            from trunkline.training.material import TaskMaterial
-            from trunkline.training.states import StateCache
-
-            settings = self.files.settings
-            self._material = {
-                task: TaskMaterial(
-                    name=task,
-                    settings=self.files.tasks[task],
-                    data=self.data(task),
-                    trunk=self.trunk,
-                    cache=StateCache(self.store.states, int(settings.store.max_states_gb * 1e9)),
-                    precision=precision_of(settings.precision, self._device()),
-                    say=self.say,
-                )
-            }
+            self._material = {task: self._read(task)}
         return self._material[task]
+
+    def _read(self, task: str) -> TaskMaterial:
+        from trunkline.training.loop import precision_of
+        from trunkline.training.material import TaskMaterial
+        from trunkline.training.states import StateCache
+
+        settings = self.files.settings
+        return TaskMaterial(
+            name=task,
+            settings=self.files.tasks[task],
+            data=self.data(task),
+            trunk=self.trunk,
+            cache=StateCache(self.store.states, int(settings.store.max_states_gb * 1e9)),
+            precision=precision_of(settings.precision, self._device()),
+            say=self.say,
+        )
+
+    def adapt(self, key: str, fields: dict[str, Any], report: Report) -> Entry:
+        """Adapt a copy of the encoder to the tasks of `fields`, and publish it; what they need is in the store."""
+        from trunkline.model.branch import Reading
+        from trunkline.training.adapt import Part, adapt
+        from trunkline.training.candidates import schedule_of
+
+        settings = self.files.settings
+        asked = settings.adapt
+
+        def make(artifacts: Path, work: Path) -> dict[str, Any]:
+            started = time.monotonic()
+            parts = {}
+            for task, given in fields["tasks"].items():
+                soft = None
+                if given["teacher"] is not None:
+                    soft = self._taught(given["teacher"])
+                parts[task] = Part(self.material(task), Reading(given["reading"]), soft)
+            material = next(iter(parts.values())).material
+            schedule = schedule_of(
+                asked,
+                asked.learning_rate,
+                seed=fields["seed"],
+                precision=material.precision,
+                device=self._device(),
+            )
+            adapted = adapt(
+                parts,
+                fields["depths"],
+                schedule,
+                work / "checkpoint.pt",
+                report,
+                sampling=asked.sampling,
+                temperature=asked.temperature,
+                gold_weight=asked.gold_weight,
+            )
+            adapted.encoder.save(artifacts / ENCODER)
+            outcome = adapted.outcome
+            return {
+                "valid": adapted.valid,
+                "steps": outcome.steps,
+                "best_step": outcome.best_step,
+                "history": outcome.history,
+                "seconds": round(time.monotonic() - started, 1),
+            }
+
+        return self.store.put(key, fields, make)
 
     def _train(self, stage: Stage, checkpoint: Path, report: Report) -> Trained:
         from trunkline.model.branch import Reading
@@ -137,7 +186,13 @@ class Workshop:
         asked = {StageKind.FULL: settings.full, StageKind.TUNE: settings.tune, StageKind.DISTILL: settings.distill}[
             stage.kind
         ]
-        schedule = schedule_of(asked, seed=fields["seed"], precision=material.precision, device=self._device())
+        schedule = schedule_of(
+            asked,
+            fields["schedule"]["learning_rate"],
+            seed=fields["seed"],
+            precision=material.precision,
+            device=self._device(),
+        )
         if stage.kind is StageKind.FULL:
             return train_full(material, reading, schedule, checkpoint, report)
         if stage.kind is StageKind.TUNE:

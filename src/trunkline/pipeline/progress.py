@@ -61,6 +61,10 @@ class Terminal:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
+    def pause(self) -> None:
+        """Draw no more, so that a question can be asked; lines still come."""
+        self._bar.stop()
+
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False)
 

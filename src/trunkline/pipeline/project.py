@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +20,10 @@ from trunkline.pipeline.execute import Workshop
 from trunkline.pipeline.gc import Freed, collect
 from trunkline.pipeline.plan import Step
 from trunkline.pipeline.progress import Show, Silent
-from trunkline.pipeline.select import Candidate
+from trunkline.pipeline.select import Candidate, Choice
 from trunkline.pipeline.stages import Graph, StageKind, TaskFiles, graph
 from trunkline.pipeline.store import Entry, Store
+from trunkline.pipeline.trunks import Trunks
 from trunkline.project.config import ProjectFiles, TaskSettings, load_files
 from trunkline.project.data import read_project
 from trunkline.project.sources import Commits
@@ -53,6 +54,20 @@ class Plan:
     removed: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Change:
+    """What a release would change for a task: its metric on `valid` as it is live, None where it is not, and then."""
+
+    task: str
+    metric: str
+    before: float | None
+    after: float
+
+
+Agree = Callable[[Sequence[Change]], bool]
+"""Sees what a release would change, before it is made, and says whether to go on."""
+
+
 class Project:
     """The project in the folder `root`. Make one with `Project.load`."""
 
@@ -72,6 +87,17 @@ class Project:
     def files(self) -> ProjectFiles:
         """project.toml and tasks/*.toml; read when first asked for: a release is served whatever state they are in."""
         return load_files(self.root)
+
+    def over(self, files: ProjectFiles) -> Project:
+        """This project as if its files were these."""
+        other = Project(self.root)
+        other.__dict__["files"] = files
+        return other
+
+    @cached_property
+    def trunks(self) -> Trunks:
+        """The trunks that were made from the project's encoder."""
+        return Trunks(self)
 
     @cached_property
     def source(self) -> Source:
@@ -135,12 +161,14 @@ class Project:
         reselect: bool = False,
         remeasure: bool = False,
         show: Show | None = None,
+        agree: Agree = lambda _: True,
     ) -> RunResult:
         """Do every stage that is not done, then select, merge, prove, release and report.
 
         With `tasks`, only theirs; other tasks stay as they were released, and their data need not be there. A released
         task keeps its branch while its own stages and the budget are unchanged; `reselect` chooses anew for all.
-        Costs are measured once; `remeasure` does it again, as after a run on a machine that was busy.
+        Costs are measured once; `remeasure` does it again, as after a run on a machine that was busy. `agree` is asked
+        before a release is made, and can leave it at what is live.
         """
         show = show or Silent()
         names = self._named(tasks)
@@ -153,19 +181,24 @@ class Project:
             steps = [step for step in planning.steps(graph, self.store) if step.stage.task in names]
             workshop = Workshop(self.files, self.source, graph, self.store, show.say)
             for number, step in enumerate(steps, 1):
-                why = f"{step.why}; resumes" if step.resumes else step.why
-                show.begin(step.stage.id, number, len(steps), why)
-                started = time.monotonic()
-                entry = workshop.run(step.stage, show.advance)
-                show.done(step.stage.id, self._summary(entry, step), time.monotonic() - started)
+                self.run_step(workshop, step, number, len(steps), show)
             planning.record(graph, self.store, names, set(self.tasks) - set(names))
             if remeasure:
                 forget(self.store)
-            release, report = self._assemble(assembly, show, names, reselect=reselect, anew=reselect or remeasure)
+            release, report = self._assemble(
+                assembly, show, names, agree, reselect=reselect, anew=reselect or remeasure
+            )
             return RunResult(release, len(steps), report)
 
+    def run_step(self, workshop: Workshop, step: Step, number: int, of: int, show: Show) -> None:
+        """Run one stage, the `number`-th of so many, and show it."""
+        show.begin(step.stage.id, number, of, f"{step.why}; resumes" if step.resumes else step.why)
+        started = time.monotonic()
+        entry = workshop.run(step.stage, show.advance)
+        show.done(step.stage.id, self._summary(entry, step), time.monotonic() - started)
+
     def _assemble(
-        self, assembly: Assembly, show: Show, names: list[str], *, reselect: bool, anew: bool
+        self, assembly: Assembly, show: Show, names: list[str], agree: Agree, *, reselect: bool, anew: bool
     ) -> tuple[Release | None, dict[str, Any]]:
         from trunkline.pipeline.results import make_report
 
@@ -177,11 +210,23 @@ class Project:
             return live, {}
         options = assembly.options(done)
         choice, pinned = assembly.select(options, names, reselect=reselect)
+        if not agree(self._changes(assembly, choice)):
+            return live, {}
         release = assembly.release(names, options, choice, _note(live, choice.candidates, pinned, self.tasks))
         report = make_report(assembly, options, release, show.say)
         write_json(self.report_file, report)
         self.write_page(report)
         return release, report
+
+    def _changes(self, assembly: Assembly, choice: Choice) -> list[Change]:
+        live = assembly.live_selection()
+        changes = []
+        for task, candidate in sorted(choice.candidates.items()):
+            metric, before = assembly.metric(task), None
+            if live is not None and task in live.branch:
+                before = self.store.get(live.branch[task]).result["metrics"]["valid"].get(metric)
+            changes.append(Change(task, metric, before, candidate.quality))
+        return changes
 
     def _reported(self, release: Release, assembly: Assembly) -> bool:
         """Whether the last report is about this release: not after a rollback, nor where a kill came before it."""

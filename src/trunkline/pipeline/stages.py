@@ -9,7 +9,7 @@ text, comments or fields that it does not read. Knows project files and hashes; 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -127,8 +127,11 @@ def readings(settings: TaskSettings, pairs: bool) -> list[str]:
     """The readings that a task searches: "single", or "joint" and "separate" as its file says."""
     if not pairs:
         return ["single"]
-    asked = [str(pair) for pair in settings.pair] if settings.pair else ["joint", "separate"]
-    return [reading for reading in asked if not (settings.kind is Kind.TAGGING and reading == "separate")]
+    return _of_pairs(settings, settings.pair or ["joint", "separate"])
+
+
+def _of_pairs(settings: TaskSettings, asked: Sequence[str]) -> list[str]:
+    return [reading for reading in asked if settings.kind is not Kind.TAGGING or reading == "joint"] or ["joint"]
 
 
 def _misfits(files: ProjectFiles, source: Source) -> Iterator[Problem]:
@@ -188,17 +191,9 @@ def _task_stages(
             "precision": project.precision,
             "seed": seed,
         }
-        searched = readings(settings, data.pairs)
-        baseline = "joint" if data.pairs else "single"
-        full = Stage(
-            f"{name}/full/{baseline}/s{seed}",
-            StageKind.FULL,
-            name,
-            {**common, "reading": baseline, "schedule": settings.full.model_dump(mode="json")},
-            (prepare.id,),
-        )
-        yield full
-        for reading in searched:
+        full = list(_full(name, settings, common, data.pairs, prepare))
+        yield from full
+        for reading in readings(settings, data.pairs):
             for tuned in sorted(set(settings.tune.layers)):
                 tune = Stage(
                     f"{name}/tune/{reading}/L{tuned}/s{seed}",
@@ -213,7 +208,23 @@ def _task_stages(
                     (prepare.id,),
                 )
                 yield tune
-                yield from _students(name, settings, common, reading, tune, full)
+                yield from _students(name, settings, common, reading, tune, full[0])
+
+
+def _full(name: str, settings: TaskSettings, common: dict[str, Any], pairs: bool, prepare: Stage) -> Iterator[Stage]:
+    """Full fine-tuning in every way that is searched; the first is the teacher."""
+    schedule = settings.full.model_dump(mode="json", exclude={"pair"})
+    rates = schedule.pop("learning_rate")
+    for reading in _of_pairs(settings, settings.full.pair) if pairs else ["single"]:
+        for rate in rates:
+            searched = f"/lr{rate:g}" if len(rates) > 1 else ""
+            yield Stage(
+                f"{name}/full/{reading}{searched}/s{common['seed']}",
+                StageKind.FULL,
+                name,
+                {**common, "reading": reading, "schedule": {**schedule, "learning_rate": rate}},
+                (prepare.id,),
+            )
 
 
 def _students(
@@ -223,8 +234,8 @@ def _students(
     teachers = sorted(set(distill.teachers))
     tuned = int(tune.fields["layers"])
     for layers in sorted(set(distill.layers)):
-        if layers >= tuned:
-            continue  # a student is smaller than its teacher (Wei et al., l < L)
+        if layers > tuned or (layers == tuned and "full" not in teachers):
+            continue  # a student is smaller than its own teacher (Wei et al., l < L)
         for init in distill.init:
             yield Stage(
                 f"{name}/distill/{reading}/L{tuned}-l{layers}/{init}/{'+'.join(teachers)}/s{common['seed']}",

@@ -64,6 +64,8 @@ Distinct = AfterValidator(_distinct)
 Layers = Annotated[list[Annotated[int, Field(ge=1)]], Searched, Distinct]
 Source = Annotated[str, AfterValidator(_source), f"a path from the project's folder, or {HUB_FORM}"]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Readings = Annotated[list[Literal["joint", "separate"]], Searched, Distinct, Field(min_length=1)]
 
 
 class BudgetSettings(Settings):
@@ -103,6 +105,39 @@ class SearchSettings(Settings):
     )
 
 
+class TrainSettings(Settings):
+    """A training schedule."""
+
+    epochs: float = Field(default=3.0, gt=0, le=1000, description="Passes over train.")
+    batch_size: int = Field(default=32, ge=1, le=4096, description="Rows per optimiser step.")
+    min_steps: int = Field(default=300, ge=0, description="Floor on optimiser steps; small tasks collapse without one.")
+    patience: int = Field(default=3, ge=1, description="Stop after so many evaluations on valid without a new best.")
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="Share of all steps over which the learning rate rises.")
+    weight_decay: float = Field(default=0.01, ge=0, le=1, description="Decoupled weight decay.")
+
+
+class AdaptSettings(TrainSettings):
+    """`trunkline trunk adapt`: the encoder trained on several tasks at once, before it is frozen again."""
+
+    learning_rate: Rate = Field(default=1e-4, description="Peak learning rate.")
+    tasks: Annotated[list[Text], Distinct] = Field(default=[], description="Tasks that take part; an empty list: all.")
+    depths: Layers = Field(
+        default=[], description="Depths whose states a head of each task reads while it trains; an empty list: the top."
+    )
+    sampling: float = Field(
+        default=1.0,
+        ge=1,
+        le=100,
+        description="A task's share of the steps is rows ** (1 / sampling): 1 takes every row as often, more lifts the "
+        "small tasks.",
+    )
+    teachers: Literal["none", "full"] = Field(
+        default="none", description="Whose logits are learned besides the labels: `full` the task's full model."
+    )
+    temperature: float = Field(default=2.0, gt=0, le=100, description="T of the distillation loss.")
+    gold_weight: float = Field(default=1.0, ge=0, le=100, description="Weight of the loss on the labels.")
+
+
 class StoreSettings(Settings):
     """Bounds of the store."""
 
@@ -123,6 +158,7 @@ class ProjectSettings(Settings):
     budget: BudgetSettings = Field(default=BudgetSettings(), description="What the merged model may lose or cost.")
     cost: CostSettings = Field(default=CostSettings(), description="How costs are measured.")
     search: SearchSettings = Field(default=SearchSettings(), description="How wide to search.")
+    adapt: AdaptSettings = Field(default=AdaptSettings(), description="How a trunk is adapted to the tasks.")
     store: StoreSettings = Field(default=StoreSettings(), description="Bounds of the store.")
 
 
@@ -189,21 +225,10 @@ class DataSettings(Settings):
     )
 
 
-class TrainSettings(Settings):
-    """A training schedule."""
-
-    epochs: float = Field(default=3.0, gt=0, le=1000, description="Passes over train.")
-    learning_rate: float = Field(default=2e-4, gt=0, le=1, description="Peak learning rate.")
-    batch_size: int = Field(default=32, ge=1, le=4096, description="Rows per optimiser step.")
-    min_steps: int = Field(default=300, ge=0, description="Floor on optimiser steps; small tasks collapse without one.")
-    patience: int = Field(default=3, ge=1, description="Stop after so many evaluations on valid without a new best.")
-    warmup: float = Field(default=0.1, ge=0, lt=1, description="Share of all steps over which the learning rate rises.")
-    weight_decay: float = Field(default=0.01, ge=0, le=1, description="Decoupled weight decay.")
-
-
 class TuneSettings(TrainSettings):
     """Fine-tuning of the top L layers over the frozen trunk."""
 
+    learning_rate: Rate = Field(default=2e-4, description="Peak learning rate.")
     layers: Annotated[Layers, Field(min_length=1)] = Field(
         default=[2, 3], description="L, searched: own layers of a teacher."
     )
@@ -215,14 +240,23 @@ class TuneSettings(TrainSettings):
 class FullSettings(TrainSettings):
     """Fine-tuning of all weights: the baseline, and a teacher."""
 
-    learning_rate: float = Field(default=1e-4, gt=0, le=1, description="Peak learning rate.")
+    learning_rate: Annotated[list[Rate], Searched, Distinct, Field(min_length=1)] = Field(
+        default=[1e-4],
+        description="Peak learning rate, searched: the best on `valid` is the baseline, the first one teaches.",
+    )
+    pair: Readings = Field(
+        default=["joint"], description="How it reads a pair, searched like the learning rate; tagging reads jointly."
+    )
 
 
 class DistillSettings(TrainSettings):
     """Distillation of L tuned layers into the l layers of a student."""
 
+    learning_rate: Rate = Field(default=2e-4, description="Peak learning rate.")
     layers: Layers = Field(
-        default=[1, 2], description="l, searched: each is used with every larger L; an empty list: none."
+        default=[1, 2],
+        description="l, searched: each is used with every larger L, and with an equal one where `full` teaches; an "
+        "empty list: none.",
     )
     teachers: Annotated[list[Literal["self", "full"]], Searched, Distinct, Field(min_length=1)] = Field(
         default=["self"], description="Whose logits the student learns: `self` the tuned layers, `full` the full model."
@@ -245,7 +279,7 @@ class TaskSettings(Settings):
         default=None, description="All labels (tagging: all tags); by default those that occur in train."
     )
     positive: Text | None = Field(default=None, description="The label that f1 and relevance are about.")
-    pair: Annotated[list[Literal["joint", "separate"]], Searched, Distinct, Field(min_length=1)] | None = Field(
+    pair: Readings | None = Field(
         default=None,
         description="How a pair is read, searched; by default both ways. Naming it makes the task a pair task.",
     )

@@ -20,7 +20,7 @@ from trunkline.model.branch import Branch, Reading, new_branch
 from trunkline.model.encoders import Encoder
 from trunkline.project.config import TrainSettings
 from trunkline.project.tasks import Kind
-from trunkline.training.loop import BatchRows, Outcome, Progress, Schedule, fit
+from trunkline.training.loop import BatchRows, Epochs, Outcome, Progress, Schedule, fit
 from trunkline.training.losses import IGNORE, gold_loss, soften, teacher_loss
 from trunkline.training.material import FIT, Examples, Logits, TaskMaterial
 
@@ -81,7 +81,7 @@ def train_full(
     encoder = copy.deepcopy(material.trunk.encoder).requires_grad_(True)
     branch = new_branch(material.spec(reading, encoder.depth, 0), encoder).to(schedule.device)
     module = WholeEncoder(encoder, branch, material.examples(FIT, reading))
-    outcome = _fit(material, module, branch, schedule, checkpoint, report, _gold(material, branch))
+    outcome = _fit(material, module, branch, schedule, checkpoint, report, gold(material, branch))
     metrics = _score(material, reading, lambda pool: WholeEncoder(encoder, branch, material.examples(pool, reading)))
     return Trained(branch, encoder, outcome, metrics)
 
@@ -92,7 +92,7 @@ def train_tuned(
     """Fine-tune copies of the top `layers` layers over states at fork depth - layers."""
     torch.manual_seed(schedule.seed)
     branch = new_branch(material.spec(reading, material.trunk.depth - layers, layers), material.trunk.encoder)
-    return _train_branch(material, branch, schedule, checkpoint, report, _gold(material, branch))
+    return _train_branch(material, branch, schedule, checkpoint, report, gold(material, branch))
 
 
 def train_student(
@@ -119,7 +119,7 @@ def train_student(
     if init == "teacher":
         weights = teacher.state_dict()
         student.load_state_dict({name: weights[name] for name in student.state_dict()})
-    loss = _distilled(material, student, soft, temperature, gold_weight)
+    loss = distilled(material, student, soft, temperature, gold_weight)
     return _train_branch(material, student, schedule, checkpoint, report, loss)
 
 
@@ -130,11 +130,13 @@ def train_logits(material: TaskMaterial, branch: Branch, encoder: Encoder | None
     return examples.predict(module, material.data.train)
 
 
-def schedule_of(settings: TrainSettings, *, seed: int, precision: torch.dtype, device: str) -> Schedule:
-    """The schedule that a task file asks for."""
+def schedule_of(
+    settings: TrainSettings, learning_rate: float, *, seed: int, precision: torch.dtype, device: str
+) -> Schedule:
+    """The schedule that a project's file asks for."""
     return Schedule(
         epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
+        learning_rate=learning_rate,
         batch_size=settings.batch_size,
         min_steps=settings.min_steps,
         patience=settings.patience,
@@ -178,8 +180,8 @@ def _fit(
 
     return fit(
         module,
-        rows=train,
-        lengths=examples.lengths[train],
+        steps=schedule.steps(len(train)),
+        batch=Epochs(train, examples.lengths[train], schedule.batch_size, schedule.seed),
         loss=batch_loss,
         evaluate=held_out,
         schedule=schedule,
@@ -198,11 +200,12 @@ def _score(material: TaskMaterial, reading: Reading, module: Callable[[str], nn.
     return metrics
 
 
-def _gold(material: TaskMaterial, branch: Branch) -> SoftLoss:
+def gold(material: TaskMaterial, branch: Branch) -> SoftLoss:
+    """The loss of `branch` against the labels alone."""
     return lambda _, logits, targets: gold_loss(material.kind, logits, targets, std=branch.spec.std)
 
 
-def _distilled(
+def distilled(
     material: TaskMaterial, student: Branch, soft: Sequence[Logits], temperature: float, gold_weight: float
 ) -> SoftLoss:
     """Wei et al.'s loss against the mean of the softened teachers, plus gold."""

@@ -1,9 +1,9 @@
 """The training loop: short, seeded, resumable, and the only one.
 
-Knows a module, a loss over row numbers and a score on held-out rows. Knows nothing of tasks, trunks or teachers. A run
-that is killed starts again at an evaluation, the last whose state it saved, and ends with the same weights as one that
-was not: the random generators are set anew from (seed, step) at every evaluation, and the order of rows from
-(seed, epoch).
+Knows a module, batches by step, a loss over a batch and a score on held-out rows. Knows nothing of tasks, trunks or
+teachers. A run that is killed starts again at an evaluation, the last whose state it saved, and ends with the same
+weights as one that was not: the random generators are set anew from (seed, step) at every evaluation, and the order of
+rows from (seed, epoch).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from trunkline.atomic import staging_path, sync_folder
 
 BatchRows = Sequence[int] | np.ndarray
+Batch = TypeVar("Batch")
 
 CLIP = 1.0
 """Largest gradient norm."""
@@ -115,30 +116,43 @@ def epoch_batches(rows: np.ndarray, lengths: np.ndarray, size: int, seed: tuple[
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
+class Epochs:
+    """The batch of every step: all of `rows` once an epoch, each epoch in an order of its own."""
+
+    def __init__(self, rows: np.ndarray, lengths: np.ndarray, size: int, seed: int) -> None:
+        self.per_epoch = math.ceil(len(rows) / size)
+        self._rows, self._lengths, self._size, self._seed = rows, lengths, size, seed
+        self._epoch, self._batches = -1, list[np.ndarray]()
+
+    def __call__(self, step: int) -> np.ndarray:
+        epoch, position = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._batches = epoch_batches(self._rows, self._lengths, self._size, (self._seed, epoch))
+        return self._batches[position]
+
+
 def fit(
     module: nn.Module,
     *,
-    rows: np.ndarray,
-    lengths: np.ndarray,
-    loss: Callable[[BatchRows], Tensor],
+    steps: int,
+    batch: Callable[[int], Batch],
+    loss: Callable[[Batch], Tensor],
     evaluate: Callable[[], float],
     schedule: Schedule,
     checkpoint: Path,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> Outcome:
-    """Train `module` on `rows` and leave its best weights in it, in eval mode.
+    """Train `module` for so many steps and leave its best weights in it, in eval mode.
 
-    `loss(rows)` is the mean loss of a batch, `evaluate()` the score on held-out rows (higher is better), `lengths` the
-    tokens of `rows`. State is kept in `checkpoint` at evaluations, the larger it is the less often, and taken up from
+    `batch(step)` is what step `step` trains on, `loss(batch)` its mean loss, `evaluate()` the score on held-out rows
+    (higher is better). State is kept in `checkpoint` at evaluations, the larger it is the less often, and taken up from
     there.
     """
-    steps = schedule.steps(len(rows))
-    per_epoch = math.ceil(len(rows) / schedule.batch_size)
     evaluations = min(10, max(4, math.ceil(schedule.epochs)))
     marks = sorted({math.ceil(steps * (i + 1) / evaluations) for i in range(evaluations)})
     optimiser = torch.optim.AdamW(_groups(module, schedule), lr=schedule.learning_rate, fused=True)
     run = _Run.load(checkpoint, module, optimiser) or _Run()
-    epoch, batches = -1, []
     started, first = time.monotonic(), run.step
     pause, saved = _pause(module), started
     for mark in marks:
@@ -148,13 +162,10 @@ def fit(
         module.train()
         total, counted = 0.0, 0
         while run.step < mark:
-            if run.step // per_epoch != epoch:
-                epoch = run.step // per_epoch
-                batches = epoch_batches(rows, lengths, schedule.batch_size, (schedule.seed, epoch))
             for group in optimiser.param_groups:
                 group["lr"] = schedule.learning_rate * schedule.rate(run.step, steps)
             with torch.autocast(schedule.device, schedule.precision, enabled=schedule.precision is not torch.float32):
-                value = loss(batches[run.step % per_epoch])
+                value = loss(batch(run.step))
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(value)
             nn.utils.clip_grad_norm_(module.parameters(), CLIP)

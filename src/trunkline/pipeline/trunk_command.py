@@ -1,0 +1,133 @@
+"""`trunkline trunk adapt|list|use`: the trunks of a project. Reads arguments and prints, decides nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from trunkline.errors import UsageError
+
+if TYPE_CHECKING:
+    from trunkline.pipeline.project import Change, Project
+
+app = typer.Typer(help="Adapt the trunk to the tasks, list trunks, and move the project to one.", no_args_is_help=True)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+def _project(context: typer.Context) -> Project:
+    from trunkline.pipeline.project import Project
+
+    return Project.load(context.find_root().params.get("project", Path()))
+
+
+@app.command()
+def adapt(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Name of the new trunk: it is written to trunks/NAME.")],
+    without: Annotated[
+        list[str] | None, typer.Option(help="Leave this task out (repeatable), as to see what tasks added later gain.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the encoder on the tasks together, as [adapt] in project.toml says, and freeze it as a new trunk."""
+    from trunkline.pipeline.progress import Terminal
+
+    project = _project(context)
+    with Terminal(err) as show:
+        trunk = project.trunks.adapt(name, without=without or (), show=show)
+    if as_json:
+        return print(json.dumps(asdict(trunk), indent=2))
+    table = _table("task", "> valid")
+    for task, value in sorted(trunk.valid.items()):
+        table.add_row(task, f"{value:.4f}")
+    out.print(table)
+    out.print(f"\ntrunk {name}, fingerprint {trunk.fingerprint[:16]}; next: trunkline trunk use {name}", markup=False)
+
+
+@app.command("list")
+def list_(context: typer.Context, as_json: AsJson = False) -> None:
+    """The trunks that were adapted here; the one in use is marked."""
+    project = _project(context)
+    source = project.source
+    trunks = project.trunks.all()
+    if as_json:
+        found = [{**asdict(trunk), "in_use": trunk.fingerprint == source.fingerprint} for trunk in trunks]
+        return print(json.dumps({"encoder": source.name, "fingerprint": source.fingerprint, "trunks": found}, indent=2))
+    table = _table("", "trunk", "fingerprint", "adapted from", "tasks", "> mean valid")
+    if all(trunk.fingerprint != source.fingerprint for trunk in trunks):
+        table.add_row(*_cells("*", source.name, source.fingerprint[:16], "", "", ""))
+    for trunk in trunks:
+        mark = "*" if trunk.fingerprint == source.fingerprint else ""
+        mean = sum(trunk.valid.values()) / len(trunk.valid)
+        tasks = ", ".join(trunk.tasks)
+        table.add_row(*_cells(mark, trunk.name, trunk.fingerprint[:16], trunk.base, tasks, f"{mean:.4f}"))
+    return out.print(table)
+
+
+@app.command()
+def use(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A trunk of `trunk list`, or any encoder that project.toml could name.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Release without asking.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train every task over another trunk, show what changes, and release all of them or none."""
+    from trunkline.pipeline.progress import Terminal
+
+    project = _project(context)
+    if not yes and not sys.stdin.isatty():
+        raise UsageError("`trunk use` asks before it releases; where nobody can answer, say --yes")
+    seen: list[Change] = []
+    with Terminal(err) as show:
+
+        def agree(changes: Sequence[Change]) -> bool:
+            seen.extend(changes)
+            if yes:
+                return True
+            show.pause()
+            err.print(_changes(changes))
+            return typer.confirm("release all tasks on this trunk?", err=True)
+
+        result = project.trunks.use(name, agree, show=show)
+    released = None if result is None or result.release is None else result.release.id
+    if as_json:
+        return print(json.dumps({"release": released, "changes": [asdict(change) for change in seen]}, indent=2))
+    if yes:
+        out.print(_changes(seen))
+    said = "nothing was released; all that was trained is kept" if released is None else f"release {released} is live"
+    return out.print(f"\n{said}", markup=False)
+
+
+def _changes(changes: Sequence[Change]) -> Table:
+    """A row per task: its metric on valid, as it is live and as it would be."""
+    table = _table("task", "metric on valid", "> live", "> then", "> change")
+    for change in changes:
+        before, moved = "-", "-"
+        if change.before is not None:
+            before, moved = f"{change.before:.4f}", f"{change.after - change.before:+.4f}"
+        table.add_row(*_cells(change.task, change.metric, before, f"{change.after:.4f}", moved))
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        number = column.startswith(">")
+        table.add_column(column.strip("> "), justify="right" if number else "left", no_wrap=number)
+    return table
+
+
+def _cells(*values: Any) -> tuple[Text, ...]:
+    return tuple(Text(str(value)) for value in values)

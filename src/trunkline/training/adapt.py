@@ -1,0 +1,181 @@
+"""Adapt an encoder to several tasks at once, before it is frozen: one encoder under a head per task and depth.
+
+Every step trains one task, on a batch of its own (MT-DNN, Liu et al. 2019, section 3.2), and every head of it: heads
+below the top ask of a lower layer what a branch that forks there will want to read. Knows materials and schedules;
+nothing of stages, files or what becomes of the encoder.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trunkline.model.branch import Branch, Reading, new_branch
+from trunkline.model.encoders import Encoder
+from trunkline.project.tasks import Kind
+from trunkline.training.candidates import Report, SoftLoss, distilled, gold
+from trunkline.training.loop import BatchRows, Epochs, Outcome, Schedule, fit
+from trunkline.training.material import FIT, Examples, Logits, TaskMaterial
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one task brings: its rows, how they are read, and logits of a teacher for its train rows, if it has one."""
+
+    material: TaskMaterial
+    reading: Reading
+    soft: Logits | None = None
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """The encoder, and each task's metric on `valid` through its head at the top."""
+
+    encoder: Encoder
+    outcome: Outcome
+    valid: dict[str, float]
+
+
+class Mixture:
+    """The task and the rows of every step. In an epoch each task has its share of the steps: rows ** (1 / temperature)
+    of all, so that 1 is all rows of all tasks once, and more lifts the small tasks.
+    """
+
+    def __init__(self, epochs: Mapping[str, Epochs], temperature: float, seed: int) -> None:
+        sizes = np.asarray([one.per_epoch for one in epochs.values()], dtype=float)
+        weights = sizes ** (1 / temperature)
+        self._counts = np.maximum(1, np.rint(sizes.sum() * weights / weights.sum())).astype(int)
+        self.per_epoch = int(self._counts.sum())
+        self._names, self._epochs, self._seed = list(epochs), epochs, seed
+        self._epoch, self._order, self._turns = -1, np.empty(0, dtype=int), np.empty(0, dtype=int)
+
+    def __call__(self, step: int) -> tuple[str, np.ndarray]:
+        epoch, position = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            tasks = np.repeat(np.arange(len(self._counts)), self._counts)
+            turns = np.concatenate([np.arange(count) for count in self._counts])
+            shuffled = np.random.default_rng((self._seed, epoch)).permutation(len(tasks))
+            self._order, self._turns = tasks[shuffled], turns[shuffled]
+        task = int(self._order[position])
+        name = self._names[task]
+        return name, self._epochs[name](epoch * int(self._counts[task]) + int(self._turns[position]))
+
+
+class ManyHeads(nn.Module):
+    """One encoder, and per task a head for each of `depths`."""
+
+    def __init__(self, encoder: Encoder, parts: Mapping[str, Part], depths: Sequence[int]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.depths = sorted(depths)
+        self.heads = nn.ModuleDict(
+            {
+                name: nn.ModuleList(
+                    new_branch(part.material.spec(part.reading, depth, 0), encoder) for depth in self.depths
+                )
+                for name, part in parts.items()
+            }
+        )
+
+    def logits(self, name: str, examples: Examples, rows: BatchRows, depths: Sequence[int]) -> dict[int, Tensor]:
+        """Logits of these rows of a task by depth."""
+        device = next(self.encoder.parameters()).device
+        batches = [batch.to(device) for batch in examples.token_batches(rows, self.encoder)]
+        states = [self.encoder.hidden_states(batch) for batch in batches]
+        masks = [batch.mask for batch in batches]
+        heads = dict(zip(self.depths, self._of(name), strict=True))
+        return {depth: heads[depth](self.encoder, [text[depth] for text in states], masks) for depth in depths}
+
+    def branch(self, name: str, depth: int) -> Branch:
+        """The head of a task at a depth, as a branch without layers."""
+        return dict(zip(self.depths, self._of(name), strict=True))[depth]
+
+    def _of(self, name: str) -> list[Branch]:
+        return list(self.heads[name])  # type: ignore[arg-type]
+
+
+def adapt(
+    parts: Mapping[str, Part],
+    depths: Sequence[int],
+    schedule: Schedule,
+    checkpoint: Path,
+    report: Report,
+    *,
+    sampling: float,
+    temperature: float,
+    gold_weight: float,
+) -> Adapted:
+    """Train a copy of the trunk's encoder on all `parts` (by task), heads at `depths`, the deepest of which is scored.
+
+    `sampling` is the temperature of `Mixture`; `temperature` and `gold_weight` are those of distillation, for parts
+    that have a teacher. The best encoder by the mean metric on `valid` is kept.
+    """
+    torch.manual_seed(schedule.seed)
+    trunk = next(iter(parts.values())).material.trunk
+    encoder = copy.deepcopy(trunk.encoder).requires_grad_(True)
+    module = ManyHeads(encoder, parts, depths).to(schedule.device)
+    top = max(depths)
+    examples = {name: part.material.examples(FIT, part.reading) for name, part in parts.items()}
+    losses = {name: _loss(part, module.branch(name, top), temperature, gold_weight) for name, part in parts.items()}
+    mixture = Mixture(
+        {
+            name: Epochs(
+                part.material.data.train,
+                examples[name].lengths[part.material.data.train],
+                schedule.batch_size,
+                schedule.seed + number,
+            )
+            for number, (name, part) in enumerate(parts.items())
+        },
+        sampling,
+        schedule.seed,
+    )
+
+    def loss(batch: tuple[str, np.ndarray]) -> Tensor:
+        name, rows = batch
+        found = module.logits(name, examples[name], rows, module.depths)
+        first = next(iter(found.values()))
+        width = first.shape[1] if parts[name].material.kind is Kind.TAGGING else 0
+        targets = examples[name].target_batch(rows, width).to(first.device)
+        return torch.stack([losses[name](rows, logits, targets) for logits in found.values()]).mean()
+
+    def valid() -> dict[str, float]:
+        return {
+            name: _score(part, examples[name], _top(module, name, examples[name], top)) for name, part in parts.items()
+        }
+
+    outcome = fit(
+        module,
+        steps=max(round(schedule.epochs * mixture.per_epoch), schedule.min_steps),
+        batch=mixture,
+        loss=loss,
+        evaluate=lambda: statistics.mean(valid().values()),
+        schedule=schedule,
+        checkpoint=checkpoint,
+        report=report,
+    )
+    return Adapted(encoder.requires_grad_(False), outcome, valid())
+
+
+def _loss(part: Part, branch: Branch, temperature: float, gold_weight: float) -> SoftLoss:
+    if part.soft is None:
+        return gold(part.material, branch)
+    return distilled(part.material, branch, [part.soft], temperature, gold_weight)
+
+
+def _top(module: ManyHeads, name: str, examples: Examples, depth: int) -> Callable[[BatchRows], Tensor]:
+    return lambda rows: module.logits(name, examples, rows, [depth])[depth]
+
+
+def _score(part: Part, examples: Examples, forward: Callable[[BatchRows], Tensor]) -> float:
+    material = part.material
+    logits = examples.predict(forward, material.data.valid)
+    return material.metrics(material.data.fit.take(material.data.valid), logits)[material.metric]

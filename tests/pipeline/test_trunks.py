@@ -1,0 +1,174 @@
+"""Trunks of a project: adapted to its tasks, listed, and moved to with every task or not at all."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from projects import Heard, write_settings
+
+from trunkline.bundle.manifest import read_manifest
+from trunkline.errors import ProjectError, UsageError
+from trunkline.model.encoders import Encoder
+from trunkline.model.source import resolve
+from trunkline.pipeline.project import Change, Project
+from trunkline.pipeline.trunks import with_encoder
+from trunkline.training.loop import Progress
+
+ADAPT = {"epochs": 2.0, "min_steps": 20, "batch_size": 8, "learning_rate": 1e-3}
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledAt(Heard):
+    """Stops the run at a step of the last stage, as a kill would."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def advance(self, position: object) -> None:
+        assert isinstance(position, Progress)
+        if position.step == self.step and self.stages[-1].startswith("adapt"):
+            raise Killed
+
+
+def with_adapt(root: Path, encoder: Path, **settings: object) -> Project:
+    write_settings(root, encoder=str(encoder), adapt={**ADAPT, **settings})
+    return Project.load(root)
+
+
+def live_fingerprint(root: Path) -> str:
+    project = Project.load(root)
+    return read_manifest(project.releases.folder(project.released())).trunk.fingerprint
+
+
+def test_an_adapted_trunk_is_an_encoder_that_any_project_can_name(fresh: Path, encoder: Path) -> None:
+    project = with_adapt(fresh, encoder)
+    heard = Heard()
+    trunk = project.trunks.adapt("v2", show=heard)
+    assert heard.stages == ["intent/prepare", "slots/prepare", "urgency/prepare", "adapt v2"]
+    assert set(trunk.valid) == set(trunk.tasks) == {"intent", "slots", "urgency"}
+    assert project.trunks.all() == [trunk]
+    found = resolve("trunks/v2", None, fresh)
+    assert found.fingerprint == trunk.fingerprint != project.source.fingerprint == trunk.base_fingerprint
+    before, after = Encoder.load(encoder).state_dict(), Encoder.load(found.path).state_dict()
+    assert all(torch.isfinite(after[name]).all() for name in before)
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert any("layer.0" in name for name in moved)
+    assert resolve(str(encoder), None, fresh).fingerprint == trunk.base_fingerprint  # its files were left alone
+
+
+def test_a_killed_adaptation_ends_with_the_very_trunk_of_one_that_was_not(fresh: Path, encoder: Path) -> None:
+    project = with_adapt(fresh, encoder)
+    whole = project.trunks.adapt("whole")
+    other = with_adapt(fresh, encoder, learning_rate=2e-3)
+    with pytest.raises(Killed):
+        other.trunks.adapt("again", show=KilledAt(10))
+    assert [trunk.name for trunk in other.trunks.all()] == ["whole"]
+    again = other.trunks.adapt("again")
+    (fresh / "trunks" / "whole" / "trunk.json").unlink()
+    unkilled = with_adapt(fresh, encoder, learning_rate=2e-3, patience=4).trunks.adapt("unkilled")
+    assert again.fingerprint == unkilled.fingerprint != whole.fingerprint
+
+
+def test_tasks_can_be_left_out_and_taught_and_read_at_several_depths(fresh: Path, encoder: Path) -> None:
+    project = with_adapt(fresh, encoder, depths=[2, 3], teachers="full", sampling=2.0)
+    heard = Heard()
+    trunk = project.trunks.adapt("v2", without=["slots"], show=heard)
+    assert trunk.tasks == ("intent", "urgency")
+    assert heard.stages == [
+        "intent/prepare",
+        "intent/full/single/s13",
+        "urgency/prepare",
+        "urgency/full/single/s13",
+        "adapt v2",
+    ]
+    assert trunk.settings["depths"] == [2, 3]
+
+
+def test_moving_releases_every_task_on_the_new_trunk_or_none(done: Path, encoder: Path) -> None:
+    project = with_adapt(done, encoder)
+    project.run()
+    trunk = project.trunks.adapt("v2")
+    text, live = (done / "project.toml").read_text(), project.released()
+    seen: list[Change] = []
+
+    def refuse(changes: Sequence[Change]) -> bool:
+        seen.extend(changes)
+        return False
+
+    assert Project.load(done).trunks.use("v2", refuse) is None
+    assert [change.task for change in seen] == ["intent", "slots", "urgency"]
+    assert all(change.before is not None for change in seen)
+    assert (done / "project.toml").read_text() == text
+    assert project.releases.live() == live
+
+    heard = Heard()
+    result = Project.load(done).trunks.use("v2", lambda _: True, show=heard)
+    assert heard.stages == []  # all of it was trained before the question
+    assert result is not None
+    assert result.release is not None
+    assert set(result.release.tasks) == {"intent", "slots", "urgency"}
+    assert live_fingerprint(done) == trunk.fingerprint
+    assert tomllib.loads((done / "project.toml").read_text()) == {**tomllib.loads(text), "encoder": "trunks/v2"}
+    assert not Project.load(done).plan().merges
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "without", "said"),
+    [
+        ({"tasks": ["intent", "intents"]}, "v2", [], "adapt.tasks"),
+        ({"depths": [2, 9]}, "v2", [], "adapt.depths"),
+        ({}, "v 2", [], "cannot name a trunk"),
+        ({}, "v2", ["intents"], "intents"),
+        ({}, "v2", ["intent", "slots", "urgency"], "no task is left"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_trained(
+    fresh: Path, encoder: Path, settings: dict[str, object], name: str, without: list[str], said: str
+) -> None:
+    project = with_adapt(fresh, encoder, **settings)
+    with pytest.raises((ProjectError, UsageError), match=said):
+        project.trunks.adapt(name, without=without)
+    assert not (fresh / "trunks").exists()
+
+
+def test_a_trunk_is_never_overwritten(fresh: Path, encoder: Path) -> None:
+    project = with_adapt(fresh, encoder)
+    first = project.trunks.adapt("v2")
+    with pytest.raises(UsageError, match="exists already"):
+        with_adapt(fresh, encoder, learning_rate=2e-3).trunks.adapt("v2")
+    assert project.trunks.all() == [first]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('encoder = "minilm"  # ours\nseed = 1\n', 'encoder = "trunks/v2"  # ours\nseed = 1\n'),
+        ("seed = 1\n[budget]\nmax_cost = 0.5\n", 'encoder = "trunks/v2"\nseed = 1\n[budget]\nmax_cost = 0.5\n'),
+        ("encoder = 'a/b'\nrevision = 'main'\n", 'encoder = "trunks/v2"\n'),
+        ("", 'encoder = "trunks/v2"\n'),
+    ],
+)
+def test_the_rest_of_project_toml_stays_as_it_was_written(text: str, expected: str) -> None:
+    assert with_encoder(text, "trunks/v2") == expected
+
+
+@pytest.mark.parametrize("text", ['"encoder" = "minilm"\n', 'name = """\nencoder = "x"\n"""\n'])
+def test_a_file_that_is_hard_to_edit_is_left_to_its_owner(text: str) -> None:
+    with pytest.raises(UsageError, match="encoder"):
+        with_encoder(text, "trunks/v2")
+
+
+def test_folders_that_are_no_adapted_trunks_are_left_out(fresh: Path, encoder: Path) -> None:
+    (fresh / "trunks" / "notes").mkdir(parents=True)
+    (fresh / "trunks" / "broken").mkdir()
+    (fresh / "trunks" / "broken" / "trunk.json").write_text(json.dumps({"tasks": 3}))
+    assert with_adapt(fresh, encoder).trunks.all() == []
