@@ -42,6 +42,8 @@ ALL_SORTS: dict[str, dict[str, Any]] = {
     "probe": {"kind": "classification", "fork": 4, "layers": 0, "pooling": "mean"},
     "same": {"kind": "relevance", "reading": "separate", "fork": 2, "layers": 1, "pooling": "pair"},
     "follows": {"kind": "classification", "reading": "joint", "fork": 3, "layers": 1},
+    "few": {"kind": "classification", "fork": 2, "layers": 2, "pooling": "latents", "latents": 3},
+    "alike": {"kind": "relevance", "reading": "separate", "fork": 1, "layers": 2, "pooling": "latents", "latents": 5},
     "near": {"kind": "regression", "reading": "separate", "fork": 1, "layers": 1, "pooling": "cls", "max_tokens": 8},
 }
 

@@ -1,7 +1,7 @@
 """Write a Trunkline project for the GLUE tasks of a data folder: `python prepare.py DATA_FOLDER --out glue`.
 
 The data stays where it is: the task files only point to it. Knows the names, labels and metrics of the eight tasks (and
-of SNIPS, with --snips), and nothing about training. README.md says how the data folder has to look. It needs the
+of some sets of utterances), and nothing about training. README.md says how the data folder has to look. It needs the
 standard library only.
 """
 
@@ -39,7 +39,7 @@ class Task:
         return Path(self.group, self.folder or self.name, f"{split}.jsonl")
 
 
-SNIPS_FILES = (("train", "train"), ("valid", "dev"), ("test", "test"))
+OWN_VALID = (("train", "train"), ("valid", "dev"), ("test", "test"))
 GLUE = (
     Task("cola", "classification", "matthews", epochs=5, tune=(2, 3, 4, 6)),
     Task("mrpc", "classification", "accuracy", True, "equivalent", 5, (3, 4), (2,), ("separate",)),
@@ -51,9 +51,16 @@ GLUE = (
     Task("mnli", "classification", "accuracy", pair=True),
 )
 SNIPS = (
-    Task("snips_intent", "classification", "accuracy", group="utterance", folder="snips", files=SNIPS_FILES),
-    Task("snips_slots", "tagging", "entity_f1", group="utterance", folder="snips", files=SNIPS_FILES),
+    Task("snips_intent", "classification", "accuracy", group="utterance", folder="snips", files=OWN_VALID),
+    Task("snips_slots", "tagging", "entity_f1", group="utterance", folder="snips", files=OWN_VALID),
 )
+OTHERS = (
+    Task("atis_intent", "classification", "accuracy", group="utterance", folder="atis", files=OWN_VALID),
+    Task("atis_slots", "tagging", "entity_f1", group="utterance", folder="atis", files=OWN_VALID),
+    Task("clinc150", "classification", "accuracy", epochs=8, group="utterance", files=OWN_VALID),
+    Task("goemotions", "multilabel", "micro_f1", group="utterance", files=OWN_VALID),
+)
+ALL = (*GLUE, *SNIPS, *OTHERS)
 OPTIONAL = ("valid",)  # cut from train where the file is absent
 
 
@@ -120,7 +127,7 @@ def prepare(data: Path, out: Path, tasks: list[Task], *, rows: int, project: str
     if problems:
         return problems
     (out / "tasks").mkdir(parents=True, exist_ok=True)
-    for task in (*GLUE, *SNIPS):  # a task that was chosen last time is not a task of this project any more
+    for task in ALL:  # a task that was chosen last time is not a task of this project any more
         (out / "tasks" / f"{task.name}.toml").unlink(missing_ok=True)
     (out / "project.toml").write_text(project, encoding="utf-8")
     for name, text in texts.items():
@@ -130,7 +137,7 @@ def prepare(data: Path, out: Path, tasks: list[Task], *, rows: int, project: str
 
 def choose(names: str | None, snips: bool) -> tuple[list[Task], list[str]]:
     """The tasks that were asked for, and names that are none."""
-    known = {task.name: task for task in (*GLUE, *SNIPS)}
+    known = {task.name: task for task in ALL}
     asked = [task.name for task in GLUE] if names is None else [name.strip() for name in names.split(",")]
     asked += [task.name for task in SNIPS if snips and task.name not in asked]
     return [known[name] for name in asked if name in known], [name for name in asked if name not in known]
@@ -141,7 +148,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, metavar="DATA_FOLDER", help="the folder that holds glue/")
     parser.add_argument("--out", type=Path, default=Path("glue"), metavar="FOLDER", help="project folder (glue)")
-    parser.add_argument("--tasks", metavar="A,B,…", help=f"some of {', '.join(task.name for task in GLUE)} (all)")
+    parser.add_argument(
+        "--tasks", metavar="A,B,…", help=f"some of {', '.join(task.name for task in ALL)} (all of GLUE)"
+    )
     parser.add_argument("--snips", action="store_true", help="intent and slots of utterance/snips as well")
     parser.add_argument("--rows", type=int, default=10_000, help="most training rows of a task, 0 for all (10000)")
     parser.add_argument("--encoder", default="minilm", help="the trunk (minilm)")
@@ -155,7 +164,7 @@ def main() -> int:
     options = parser.parse_args()
     tasks, unknown = choose(options.tasks, options.snips)
     if unknown:
-        parser.error(f"unknown tasks: {', '.join(unknown)} (tasks: {', '.join(task.name for task in (*GLUE, *SNIPS))})")
+        parser.error(f"unknown tasks: {', '.join(unknown)} (tasks: {', '.join(task.name for task in ALL)})")
     if options.rows < 0 or 0 < options.rows < 10:
         parser.error(f"--rows {options.rows}: 0 for all, or at least 10")
     if (options.out / "project.toml").exists() and not options.replace:

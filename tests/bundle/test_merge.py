@@ -31,7 +31,8 @@ from trunkline.project.tasks import split_words
 def whole_model(encoder: Encoder, branch: Branch, item: Input) -> np.ndarray | None:
     """A task's logits from its own whole model: an encoder with the branch's layers in place of its own, and a head.
 
-    The oracle of promise 1: no fork, no engine, no batch. A separate reading has no such model; its branch must do.
+    The oracle of promise 1: no fork, no engine, no batch. A separate reading and latents have no such model; the branch
+    must do.
     """
     spec = branch.spec
     if spec.reading != "single" and item.text_pair is None:
@@ -41,8 +42,10 @@ def whole_model(encoder: Encoder, branch: Branch, item: Input) -> np.ndarray | N
         model.layers[spec.fork + position].load_state_dict(layer.state_dict())
     pairs = [item.text_pair or ""]
     with torch.no_grad():
-        if spec.reading == "separate":
-            rows = [encoder.tokenize([text], None, spec.max_tokens)[0] for text in (item.text, *pairs)]
+        if spec.reading == "separate" or spec.latents:
+            alone = [(item.text, None)] if spec.reading == "single" else [(item.text, None), (pairs[0], None)]
+            texts = [(item.text, pairs)] if spec.reading == "joint" else alone
+            rows = [encoder.tokenize([text], pair, spec.max_tokens)[0] for text, pair in texts]
             batches = [encoder.collate([row]) for row in rows]
             states = [encoder.hidden_states(batch)[spec.fork] for batch in batches]
             values = branch(encoder, states, [batch.mask for batch in batches])[0]

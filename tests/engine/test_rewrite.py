@@ -17,18 +17,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from trunkline.engine.rewrite import (
-    AbsorbedKeys,
-    AbsorbedValues,
-    FewQueries,
-    PlainKeys,
-    PlainValues,
-    absorbed,
-    cls_only,
-    forms,
-)
+from trunkline.engine.rewrite import absorbed, cls_only, forms
 from trunkline.model.branch import Branch
 from trunkline.model.families import FAMILIES
+from trunkline.model.few import AbsorbedKeys, AbsorbedValues, FewQueries, PlainKeys, PlainValues
+from trunkline.model.source import LATENTS
 from trunkline.model.trunk import Trunk
 
 EXACT = 1e-5  # of the largest output, where that is above 1
@@ -111,6 +104,22 @@ def test_every_form_that_applies_equals_the_branch(made: Make, family: str) -> N
             for name, form in found.items():
                 with torch.inference_mode():
                     check(form(*inputs), reference, (name, sort))
+
+
+@pytest.mark.parametrize("family", sorted(LATENTS))
+@pytest.mark.parametrize("reading", POOLINGS)
+def test_latents_read_the_states_in_an_exact_form(made: Make, family: str, reading: str) -> None:
+    trunk = made(family)
+    for layers, crossing, latents in ((1, 1, 1), (2, 1, 4), (2, 2, 3)):
+        sort = {"layers": layers, "crossing": crossing, "latents": latents, "pooling": "latents", "fork": 1}
+        branch = random_branch(trunk, "task", reading=reading, **sort)
+        inputs = batch(branch)
+        reference = expected(branch, trunk, inputs)
+        found = forms(branch, trunk.encoder)
+        assert found.keys() == {"plain", "absorbed"}
+        for name, form in found.items():
+            with torch.inference_mode():
+                check(form(*inputs), reference, (name, sort))
 
 
 def test_tagging_stays_plain_and_finite(made: Make) -> None:

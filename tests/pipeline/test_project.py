@@ -276,6 +276,38 @@ def test_every_teacher_and_init_runs_from_a_project(fresh: Path) -> None:
     assert {(c["init"], c["teacher"]) for c in students} == {(i, "full+self") for i in distill["init"]}
 
 
+def test_the_strongest_full_model_on_valid_is_the_baseline_and_the_first_one_teaches(fresh: Path) -> None:
+    write_task(
+        fresh,
+        "intent",
+        **SORTS["intent"],
+        full={"learning_rate": [1e-9, 3e-3], "epochs": 4.0},
+        distill={"teachers": "full"},
+    )
+    result = Project.load(fresh).run(["intent"])
+    project = Project.load(fresh)
+    stages = {stage.id: stage for stage in project.graph.of("intent")}
+    ways = [f"intent/full/single/lr{rate}/s13" for rate in ("1e-09", "0.003")]
+    found = {id: project.store.get(project.graph.keys[id]).result["metrics"] for id in ways}
+    assert found[ways[0]]["valid"]["accuracy"] < found[ways[1]]["valid"]["accuracy"]
+    assert result.report["tasks"]["intent"]["baseline"]["metrics"] == found[ways[1]]["test"]
+    students = [stage for stage in stages.values() if stage.kind == "distill"]
+    assert {stage.needs[1] for stage in students} == {ways[0]}
+
+
+def test_students_of_latents_are_trained_timed_and_served(fresh: Path) -> None:
+    latents = {"latents": [2], "teachers": "full", "layers": [1, 2], "crossing": 2}
+    for task in ("intent", "slots"):
+        write_task(fresh, task, **SORTS[task], tune={"layers": [2]}, distill=latents)
+    write_settings(fresh, encoder=str(tiny_encoder(fresh / "other", layers=3)), budget={"max_cost": 0.001})
+    result = Project.load(fresh).run(["intent", "slots"])
+    found = {id.partition("/s13")[0] for id in (c["id"] for c in result.report["tasks"]["intent"]["candidates"])}
+    assert {f"intent/distill/single/L2-l{own}-m2/teacher/full" for own in (1, 2)} < found
+    assert all("-m" not in c["id"] for c in result.report["tasks"]["slots"]["candidates"])
+    assert all(c["ms"] > 0 for c in result.report["tasks"]["intent"]["candidates"])
+    assert Project.load(fresh).bundle().predict(["play some music"])
+
+
 def test_an_unknown_task_is_refused_with_the_nearest(done: Path) -> None:
     with pytest.raises(UsageError, match="did you mean 'intent'"):
         Project.load(done).run(["intnt"])

@@ -119,6 +119,25 @@ def test_a_student_can_start_from_the_trunk_or_from_nothing(make: Any, tmp_path:
     assert not any(torch.equal(starts["random"].state_dict()[name], own[name]) for name in matrices)
 
 
+@pytest.mark.parametrize(("task", "reading"), [one for one in READINGS if one[0] != "slots"])
+def test_a_student_of_latents_starts_from_its_teacher_s_layers(
+    make: Any, tmp_path: Path, task: str, reading: str
+) -> None:
+    material = make(task)
+    tuned = train_tuned(material, Reading(reading), 2, quick(), tmp_path / "tune.pt", quiet)
+    soft = [train_logits(material, tuned.branch, None)]
+    still = quick(rate=1e-12)
+    options = {"temperature": 2.0, "gold_weight": 1.0, "latents": 3, "crossing": 1}
+    student = train_student(material, tuned.branch, soft, 2, "teacher", still, tmp_path / "s.pt", quiet, **options)
+    spec, weights = student.branch.spec, tuned.branch.state_dict()
+    assert (spec.fork, spec.layers, spec.latents, spec.pooling) == (1, 2, 3, "latents")
+    found = student.branch.state_dict()
+    same = [name for name in found if name.startswith("layers.") or name == "head.output.weight"]
+    assert all(torch.allclose(found[name], weights[name], atol=1e-6) for name in same)
+    assert found["latents"].shape == (3, material.trunk.width)
+    assert np.isfinite(list(student.metrics["valid"].values())).all()
+
+
 def test_teacher_and_trunk_are_in_eval_mode_while_distilling(make: Any, tmp_path: Path, trunk: Trunk) -> None:
     material = make("intent")
     full = train_full(material, Reading.SINGLE, quick(), tmp_path / "f.pt", quiet)
@@ -205,7 +224,7 @@ def test_several_teachers_are_averaged_after_softening(make: Any, tmp_path: Path
 
 def test_a_schedule_is_what_the_task_file_says(make: Any) -> None:
     settings = make("intent", tune={"epochs": 2.5, "patience": 7, "weight_decay": 0.2}).settings
-    schedule = schedule_of(settings.tune, seed=5, precision=torch.float32, device="cpu")
+    schedule = schedule_of(settings.tune, settings.tune.learning_rate, seed=5, precision=torch.float32, device="cpu")
     assert (schedule.epochs, schedule.patience, schedule.weight_decay, schedule.seed) == (2.5, 7, 0.2, 5)
 
 

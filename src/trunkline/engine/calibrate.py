@@ -63,7 +63,7 @@ def trunk_ranges(trunk: Trunk, texts: Sequence[tuple[BranchSpec, Sequence[Input]
 def branch_ranges(trunk: Trunk, branch: Branch, items: Sequence[Input]) -> dict[str, Range]:
     """Ranges of a branch's layers that run for every token, from inputs of its own; empty where it has none."""
     spec = branch.spec
-    linears = branch_linears(branch.layers, rewrite.cheapest(branch, trunk.encoder)[0])
+    linears = branch_linears(branch, rewrite.cheapest(branch, trunk.encoder)[0])
     if not linears:
         return {}
     reads = sorted(_read(trunk, spec, items), key=lambda rows: max(map(len, rows)))

@@ -53,7 +53,7 @@ class Part:
     @property
     def small(self) -> bool:
         """Whether one core is enough for it."""
-        return self.form != "plain" and self.spec.layers <= 1
+        return _small(self.spec, self.form)
 
 
 class OpenVinoBackend:
@@ -168,9 +168,8 @@ class Builder:
         apart = {"task", "labels", "positive", "metric", "max_tokens", "trunk"}
         structure = (form, *spec.model_dump(exclude=apart).values())
         model = self._converter.convert(structure, module, example, states_out=False)
-        round_linears(model, branch_linears(branch.layers, form), ranges)
-        small = form != "plain" and spec.layers <= 1
-        return Part(spec, form, self._compile(model, 1 if small else self.threads))
+        round_linears(model, branch_linears(branch, form), ranges)
+        return Part(spec, form, self._compile(model, 1 if _small(spec, form) else self.threads))
 
     def sample(self, rows: int, tokens: int) -> Callable[[], object]:
         """One trunk layer on random states, to be timed."""
@@ -227,6 +226,10 @@ class _Layer(nn.Module):
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         encoder = self._encoder[0]
         return encoder.run(self.layer, self.index, states, encoder.context(mask, states.dtype))
+
+
+def _small(spec: BranchSpec, form: str) -> bool:
+    return form != "plain" and (spec.layers <= 1 or spec.latents > 0)
 
 
 def _ones(rows: int, tokens: int) -> Tensor:

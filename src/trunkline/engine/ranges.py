@@ -21,6 +21,7 @@ from torch import nn
 
 from trunkline.atomic import write_bytes
 from trunkline.errors import BundleError
+from trunkline.model.branch import Branch
 
 STEPS = 255
 """The largest of the 8-bit values that an input is rounded to."""
@@ -78,9 +79,13 @@ def trunk_linears(layer: nn.Module, index: int) -> dict[str, nn.Linear]:
     return {f"{index}.{name}": part for name, part in layer.named_modules() if isinstance(part, nn.Linear)}
 
 
-def branch_linears(layers: nn.ModuleList, form: str) -> dict[str, nn.Linear]:
-    """Those of a branch's own layers that run for every token; in a cheap form (see `rewrite`) the last does not."""
-    whole = layers if form == "plain" else layers[:-1]
+def branch_linears(branch: Branch, form: str) -> dict[str, nn.Linear]:
+    """Those of a branch's own layers that run for every token; in a cheap form (see `rewrite`) the last does not, and
+    of latents none does.
+    """
+    if branch.spec.latents:
+        return {}
+    whole = branch.layers if form == "plain" else branch.layers[:-1]
     return {
         f"layers.{own}.{name}": part
         for own, layer in enumerate(whole)

@@ -44,10 +44,13 @@ class Shape:
     layers: int
     reading: str
     pooling: str
+    latents: int = 0
+    crossing: int = 1
 
     @property
     def id(self) -> str:
-        return f"{self.reading}/{self.pooling}/f{self.fork}-l{self.layers}"
+        latents = f"-m{self.latents}-x{self.crossing}" if self.latents else ""
+        return f"{self.reading}/{self.pooling}/f{self.fork}-l{self.layers}{latents}"
 
 
 def measure(
@@ -99,6 +102,8 @@ def _branch(trunk: Trunk, shape: Shape, max_tokens: int) -> Branch:
         layers=shape.layers,
         reading=Reading(shape.reading),
         pooling=Pooling(shape.pooling),
+        latents=shape.latents,
+        crossing=shape.crossing,
         max_tokens=max_tokens,
         width=trunk.width,
         outputs=2,

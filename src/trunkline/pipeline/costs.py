@@ -19,8 +19,8 @@ from trunkline.project.config import CostSettings
 
 COST_VERSION = 2
 
-BranchShape = tuple[str, str, int]
-"""(reading, pooling, own layers): all of a branch that time depends on."""
+BranchShape = tuple[str, str, int, int, int]
+"""(reading, pooling, own layers, latents, layers that cross): all of a branch that time depends on."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Measured:
     def full(self, reading: str, pooling: str, depth: int) -> float:
         """One separate full model of `depth` layers, in the form that is cheapest on the engine."""
         return min(
-            sum(self.trunk.ms[slot][depth - own] for slot in READS[reading]) + self.branch[reading, pooling, own]
+            sum(self.trunk.ms[slot][depth - own] for slot in READS[reading]) + self.branch[reading, pooling, own, 0, 1]
             for own in _in_branch(pooling)
         )
 
@@ -52,12 +52,13 @@ def _in_branch(pooling: str) -> tuple[int, ...]:
 
 def full_shapes(branch: Mapping[str, Any]) -> list[BranchShape]:
     """The shapes that the cost of a full model is made of."""
-    return [(branch["reading"], branch["pooling"], own) for own in _in_branch(branch["pooling"])]
+    return [(branch["reading"], branch["pooling"], own, 0, 1) for own in _in_branch(branch["pooling"])]
 
 
 def shape_of(branch: Mapping[str, Any]) -> BranchShape:
     """The shape of a finished stage's branch."""
-    return branch["reading"], branch["pooling"], branch["layers"]
+    reading, pooling, layers = branch["reading"], branch["pooling"], branch["layers"]
+    return reading, pooling, layers, branch.get("latents", 0), branch.get("crossing", 1)
 
 
 def measure(
@@ -107,8 +108,8 @@ def _measure(source: Source, cost: CostSettings, names: Mapping[str, BranchShape
     choice = choose(trunk, cost.engine, device="cpu")
     # One fork serves for all: layers of an encoder cost alike wherever they stand.
     timed = {
-        name: timing.Shape(trunk.depth - layers, layers, reading, pooling)
-        for name, (reading, pooling, layers) in names.items()
+        name: timing.Shape(trunk.depth - layers, layers, reading, pooling, *latent)
+        for name, (reading, pooling, layers, *latent) in names.items()
     }
     times = timing.measure(trunk, choice, timed.values(), batch=cost.batch, tokens=cost.tokens, repeats=cost.repeats)
     return {

@@ -208,6 +208,8 @@ class Workshop:
             report,
             temperature=settings.distill.temperature,
             gold_weight=settings.distill.gold_weight,
+            latents=fields.get("latents", 0),
+            crossing=fields.get("crossing", 1),
         )
 
     def _branch(self, id: str, encoder: Any = None) -> Any:
@@ -234,7 +236,9 @@ class Workshop:
         spec = trained.branch.spec
         return {
             "metrics": trained.metrics,
-            "branch": {"fork": spec.fork, "layers": spec.layers, "reading": spec.reading, "pooling": spec.pooling},
+            "branch": {
+                name: getattr(spec, name) for name in ("fork", "layers", "reading", "pooling", "latents", "crossing")
+            },
             "steps": trained.outcome.steps,
             "best_step": trained.outcome.best_step,
             "history": trained.outcome.history,

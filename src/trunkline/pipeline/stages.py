@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from trunkline.engine.choose import no_openvino
 from trunkline.errors import Problem, ProjectError
-from trunkline.model.source import Source, hash_files
+from trunkline.model.source import LATENTS, Source, hash_files
 from trunkline.pipeline.store import key_of
 from trunkline.project.config import ProjectFiles, TaskSettings
 from trunkline.project.data import data_fields, hub_sets, pinned, read_task, reads_pairs, sources
@@ -42,6 +43,9 @@ class StageKind(StrEnum):
 
 VERSIONS = {StageKind.PREPARE: 1, StageKind.FULL: 2, StageKind.TUNE: 2, StageKind.DISTILL: 2}
 """Raised when a stage would give another result from the same fields."""
+
+
+_GRID = {"layers", "teachers", "init", "latents", "crossing"}
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,14 @@ def _misfits(files: ProjectFiles, source: Source) -> Iterator[Problem]:
                     found=str(layers),
                     allowed=f"1 to {source.depth} ({source.name} has {source.depth} layers)",
                 )
+        if any(settings.distill.latents) and source.family not in LATENTS:
+            yield Problem(
+                file,
+                "distill.latents",
+                f"layers of {source.family} cannot be trained for latents",
+                found=str(settings.distill.latents),
+                allowed=f"0, or an encoder of {', '.join(LATENTS)}",
+            )
         if settings.max_tokens > source.max_positions:
             yield Problem(
                 file,
@@ -236,9 +248,10 @@ def _students(
     for layers in sorted(set(distill.layers)):
         if layers > tuned or (layers == tuned and "full" not in teachers):
             continue  # a student is smaller than its own teacher (Wei et al., l < L)
-        for init in distill.init:
+        for init, latents in product(distill.init, distill.latents if settings.kind is not Kind.TAGGING else [0]):
+            size = f"L{tuned}-l{layers}" + (f"-m{latents}" if latents else "")
             yield Stage(
-                f"{name}/distill/{reading}/L{tuned}-l{layers}/{init}/{'+'.join(teachers)}/s{common['seed']}",
+                f"{name}/distill/{reading}/{size}/{init}/{'+'.join(teachers)}/s{common['seed']}",
                 StageKind.DISTILL,
                 name,
                 {
@@ -247,8 +260,9 @@ def _students(
                     "from": tuned,
                     "layers": layers,
                     "init": init,
+                    **({"latents": latents, "crossing": min(distill.crossing, layers)} if latents else {}),
                     "teachers": teachers,
-                    "schedule": distill.model_dump(mode="json", exclude={"layers", "teachers", "init"}),
+                    "schedule": distill.model_dump(mode="json", exclude=_GRID),
                 },
                 # The tuned layers always take part: the student starts from them or reads at their fork.
                 (tune.id, full.id) if "full" in teachers else (tune.id,),

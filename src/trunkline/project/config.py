@@ -258,6 +258,14 @@ class DistillSettings(TrainSettings):
         description="l, searched: each is used with every larger L, and with an equal one where `full` teaches; an "
         "empty list: none.",
     )
+    latents: Annotated[list[Annotated[int, Field(ge=0, le=64)]], Searched, Distinct, Field(min_length=1)] = Field(
+        default=[0],
+        description="Searched: so many vectors stand for a row in the student's layers, in place of its tokens, and "
+        "cost that little; 0: the tokens do. Tagging has none.",
+    )
+    crossing: int = Field(
+        default=1, ge=1, description="Of the student's layers, those in which latents read the trunk's states."
+    )
     teachers: Annotated[list[Literal["self", "full"]], Searched, Distinct, Field(min_length=1)] = Field(
         default=["self"], description="Whose logits the student learns: `self` the tuned layers, `full` the full model."
     )

@@ -213,16 +213,15 @@ def _contradictions(root: Path, settings: TaskSettings, wrong: Collection[str]) 
         yield "pair", "tagging reads one text", show(settings.pair), "leave the key out"
     layers = {"tune.layers", "distill.layers", "tune", "distill"}
     if not layers & set(wrong) and "layers" in settings.distill.model_fields_set:
-        deepest = max(settings.tune.layers)
+        # The tuned layers that a student starts from; where the full model teaches, it may have all of them.
+        most = max(settings.tune.layers) - ("full" not in settings.distill.teachers)
         for count in settings.distill.layers:
-            if count >= deepest:
+            if count > most:
                 yield (
                     "distill.layers",
                     "a student has fewer layers than its teacher",
                     str(count),
-                    f"less than {deepest} (tune.layers = {settings.tune.layers})"
-                    if deepest > 1
-                    else "[] (tune.layers = [1])",
+                    f"at most {most} (tune.layers = {settings.tune.layers})" if most else "[] (tune.layers = [1])",
                 )
     yield from _same_files(root, settings)
 

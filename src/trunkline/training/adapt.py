@@ -76,14 +76,11 @@ class ManyHeads(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.depths = sorted(depths)
-        self.heads = nn.ModuleDict(
-            {
-                name: nn.ModuleList(
-                    new_branch(part.material.spec(part.reading, depth, 0), encoder) for depth in self.depths
-                )
-                for name, part in parts.items()
-            }
-        )
+        self._of = {
+            name: {depth: new_branch(part.material.spec(part.reading, depth, 0), encoder) for depth in self.depths}
+            for name, part in parts.items()
+        }
+        self.heads = nn.ModuleDict({name: nn.ModuleList(heads.values()) for name, heads in self._of.items()})
 
     def logits(self, name: str, examples: Examples, rows: BatchRows, depths: Sequence[int]) -> dict[int, Tensor]:
         """Logits of these rows of a task by depth."""
@@ -91,15 +88,13 @@ class ManyHeads(nn.Module):
         batches = [batch.to(device) for batch in examples.token_batches(rows, self.encoder)]
         states = [self.encoder.hidden_states(batch) for batch in batches]
         masks = [batch.mask for batch in batches]
-        heads = dict(zip(self.depths, self._of(name), strict=True))
-        return {depth: heads[depth](self.encoder, [text[depth] for text in states], masks) for depth in depths}
+        return {
+            depth: self.branch(name, depth)(self.encoder, [text[depth] for text in states], masks) for depth in depths
+        }
 
     def branch(self, name: str, depth: int) -> Branch:
         """The head of a task at a depth, as a branch without layers."""
-        return dict(zip(self.depths, self._of(name), strict=True))[depth]
-
-    def _of(self, name: str) -> list[Branch]:
-        return list(self.heads[name])  # type: ignore[arg-type]
+        return self._of[name][depth]
 
 
 def adapt(

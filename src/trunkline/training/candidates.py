@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from trunkline.model.branch import Branch, Reading, new_branch
 from trunkline.model.encoders import Encoder
+from trunkline.model.heads import Pooling
 from trunkline.project.config import TrainSettings
 from trunkline.project.tasks import Kind
 from trunkline.training.loop import BatchRows, Epochs, Outcome, Progress, Schedule, fit
@@ -107,18 +108,24 @@ def train_student(
     *,
     temperature: float,
     gold_weight: float,
+    latents: int = 0,
+    crossing: int = 1,
 ) -> Trained:
-    """Distil `teacher` into a student with the bottom `layers` of its tuned layers.
+    """Distil `teacher` into a student with the bottom `layers` of its tuned layers; with `latents`, those run for so
+    many vectors in place of the tokens (see `BranchSpec`).
 
     `soft` holds, per teacher, logits of the train rows in order. `init` is "teacher" (Wei et al.), "trunk" (the trunk's
     own layers) or "random" (fresh ones); the last two start with a fresh head.
     """
     torch.manual_seed(schedule.seed)
-    spec = teacher.spec.model_copy(update={"layers": layers})
+    asked = {"latents": latents, "crossing": crossing, "pooling": Pooling.LATENTS} if latents else {}
+    spec = teacher.spec.model_copy(update={"layers": layers, **asked})
     student = new_branch(spec, material.trunk.encoder, random=init == "random")
     if init == "teacher":
         weights = teacher.state_dict()
-        student.load_state_dict({name: weights[name] for name in student.state_dict()})
+        for name, tensor in student.state_dict().items():
+            if name in weights and weights[name].shape == tensor.shape:  # latents have another pooler
+                tensor.copy_(weights[name])
     loss = distilled(material, student, soft, temperature, gold_weight)
     return _train_branch(material, student, schedule, checkpoint, report, loss)
 
