@@ -296,13 +296,14 @@ def test_the_strongest_full_model_on_valid_is_the_baseline_and_the_first_one_tea
 
 
 def test_students_of_latents_are_trained_timed_and_served(fresh: Path) -> None:
-    latents = {"latents": [2], "teachers": "full", "layers": [1, 2], "crossing": 2}
+    latents = {"latents": [2], "teachers": "full", "layers": [0, 1, 2], "crossing": 2}
     for task in ("intent", "slots"):
         write_task(fresh, task, **SORTS[task], tune={"layers": [2]}, distill=latents)
     write_settings(fresh, encoder=str(tiny_encoder(fresh / "other", layers=3)), budget={"max_cost": 0.001})
     result = Project.load(fresh).run(["intent", "slots"])
     found = {id.partition("/s13")[0] for id in (c["id"] for c in result.report["tasks"]["intent"]["candidates"])}
     assert {f"intent/distill/single/L2-l{own}-m2/teacher/full" for own in (1, 2)} < found
+    assert "intent/distill/single/L2-l0/teacher/full" in found  # a head alone has none
     assert all("-m" not in c["id"] for c in result.report["tasks"]["slots"]["candidates"])
     assert all(c["ms"] > 0 for c in result.report["tasks"]["intent"]["candidates"])
     assert Project.load(fresh).bundle().predict(["play some music"])

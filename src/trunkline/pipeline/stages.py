@@ -248,7 +248,8 @@ def _students(
     for layers in sorted(set(distill.layers)):
         if layers > tuned or (layers == tuned and "full" not in teachers):
             continue  # a student is smaller than its own teacher (Wei et al., l < L)
-        for init, latents in product(distill.init, distill.latents if settings.kind is not Kind.TAGGING else [0]):
+        few = distill.latents if layers and settings.kind is not Kind.TAGGING else [0]
+        for init, latents in product(distill.init, few):
             size = f"L{tuned}-l{layers}" + (f"-m{latents}" if latents else "")
             yield Stage(
                 f"{name}/distill/{reading}/{size}/{init}/{'+'.join(teachers)}/s{common['seed']}",

@@ -253,10 +253,10 @@ class DistillSettings(TrainSettings):
     """Distillation of L tuned layers into the l layers of a student."""
 
     learning_rate: Rate = Field(default=2e-4, description="Peak learning rate.")
-    layers: Layers = Field(
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Searched, Distinct] = Field(
         default=[1, 2],
-        description="l, searched: each is used with every larger L, and with an equal one where `full` teaches; an "
-        "empty list: none.",
+        description="l, searched: each is used with every larger L, and with an equal one where `full` teaches; 0 is a "
+        "head alone, an empty list: none.",
     )
     latents: Annotated[list[Annotated[int, Field(ge=0, le=64)]], Searched, Distinct, Field(min_length=1)] = Field(
         default=[0],
