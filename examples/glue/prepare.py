@@ -29,6 +29,10 @@ class Task:
     tune: tuple[int, ...] = (2, 3, 4)
     distill: tuple[int, ...] = (1, 2, 3)
     readings: tuple[str, ...] = ("joint", "separate")
+    teachers: tuple[str, ...] = ("self",)
+    latents: tuple[int, ...] = (0,)
+    # Learning rates of the full model: the best on valid is the baseline.
+    rates: tuple[float, ...] = (1e-4,)
     group: str = "glue"
     folder: str = ""
     # GLUE keeps the labels of test to itself, so dev is what is reported and valid comes from train.
@@ -91,10 +95,12 @@ def task_file(task: Task, files: dict[str, str], rows: int) -> str:
     lines += [f"pair = {json.dumps(task.readings)}"] if task.pair else []
     lines += ["", "[data]", *(f"{split} = {json.dumps(path)}" for split, path in files.items())]
     lines += [f"max_train_rows = {rows}"] if rows else []
+    student = [f"layers = {list(task.distill)}", f"teachers = {json.dumps(task.teachers)}"]
+    student += [f"latents = {list(task.latents)}"] if any(task.latents) else []
     for stage, head, rate in (
         ("tune", [f"layers = {list(task.tune)}"], "2e-4"),
-        ("distill", [f"layers = {list(task.distill)}"], "2e-4"),
-        ("full", [], "1e-4"),
+        ("distill", student, "2e-4"),
+        ("full", [], str(list(task.rates))),
     ):
         lines += ["", f"[{stage}]", *head, f"epochs = {task.epochs}", f"learning_rate = {rate}"]
     return "\n".join(lines) + "\n"
@@ -158,6 +164,9 @@ def main() -> int:
     parser.add_argument("--tune", type=int, nargs="+", help="tuned layers L, searched (by task)")
     parser.add_argument("--distill", type=int, nargs="*", help="a student's layers l, searched (by task)")
     parser.add_argument("--pair", nargs="+", choices=["joint", "separate"], help="readings, searched (by task)")
+    parser.add_argument("--teachers", nargs="+", choices=["self", "full"], help="of students (self)")
+    parser.add_argument("--latents", type=int, nargs="+", help="of students, searched; 0 for none (0)")
+    parser.add_argument("--rates", type=float, nargs="+", help="learning rates of the full models, searched (1e-4)")
     parser.add_argument("--max-cost", type=float, help="budget: most time, as a share of separate full models'")
     parser.add_argument("--engine", default="auto", choices=["auto", "openvino", "torch"], help="measures costs (auto)")
     parser.add_argument("--replace", action="store_true", help="write over a project that is there")
@@ -170,7 +179,10 @@ def main() -> int:
     if (options.out / "project.toml").exists() and not options.replace:
         parser.error(f"{options.out} is a project already; --replace writes over it")
     data = find_data(options.data)
-    asked = {"tune": options.tune, "distill": options.distill, "readings": options.pair}
+    given = {"tune": "tune", "distill": "distill", "readings": "pair"} | {
+        field: field for field in ("teachers", "latents", "rates")
+    }
+    asked = {field: getattr(options, option) for field, option in given.items()}
     asked = {field: tuple(values) for field, values in asked.items() if values is not None}
     tasks = [replace(task, **asked) for task in tasks]
     project = project_file(options.encoder, options.seed, options.max_cost, options.engine)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -179,9 +179,7 @@ class Project:
             for task in sorted(set(self.tasks) - set(graph.tasks)):
                 show.say(f"{task}: its data are not here, so nothing of it is run or chosen")
             steps = [step for step in planning.steps(graph, self.store) if step.stage.task in names]
-            workshop = Workshop(self.files, self.source, graph, self.store, show.say)
-            for number, step in enumerate(steps, 1):
-                self.run_step(workshop, step, number, len(steps), show)
+            self._train(self._workshop(graph, show), steps, show)
             planning.record(graph, self.store, names, set(self.tasks) - set(names))
             if remeasure:
                 forget(self.store)
@@ -190,12 +188,29 @@ class Project:
             )
             return RunResult(release, len(steps), report)
 
-    def run_step(self, workshop: Workshop, step: Step, number: int, of: int, show: Show) -> None:
-        """Run one stage, the `number`-th of so many, and show it."""
-        show.begin(step.stage.id, number, of, f"{step.why}; resumes" if step.resumes else step.why)
-        started = time.monotonic()
-        entry = workshop.run(step.stage, show.advance)
-        show.done(step.stage.id, self._summary(entry, step), time.monotonic() - started)
+    def train(self, stages: Collection[str], *, show: Show | None = None) -> Workshop:
+        """Do those of `stages`, by id, that are not done, and what they need; nothing is selected or released.
+
+        Returns what they share.
+        """
+        show = show or Silent()
+        with self.store.writing():
+            graph, wanted = self.graph, set(stages)
+            for stage in reversed(graph.stages.values()):
+                wanted |= set(stage.needs) if stage.id in wanted else set()
+            workshop = self._workshop(graph, show)
+            self._train(workshop, [s for s in planning.steps(graph, self.store) if s.stage.id in wanted], show)
+            return workshop
+
+    def _workshop(self, graph: Graph, show: Show) -> Workshop:
+        return Workshop(self.files, self.source, graph, self.store, show.say)
+
+    def _train(self, workshop: Workshop, steps: Sequence[Step], show: Show) -> None:
+        for number, step in enumerate(steps, 1):
+            show.begin(step.stage.id, number, len(steps), f"{step.why}; resumes" if step.resumes else step.why)
+            started = time.monotonic()
+            entry = workshop.run(step.stage, show.advance)
+            show.done(step.stage.id, self._summary(entry, step), time.monotonic() - started)
 
     def _assemble(
         self, assembly: Assembly, show: Show, names: list[str], agree: Agree, *, reselect: bool, anew: bool

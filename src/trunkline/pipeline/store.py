@@ -66,17 +66,28 @@ class Store:
         self.bundles = self.folder / "bundles"
         self.selections = self.folder / "selections"
         self.hashes = self.folder / "hashes.json"
+        self._held = False
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the store against other writers (else StoreError); removes what a killed one left half-written."""
+        """Hold the store against other writers (else StoreError); removes what a killed one left half-written.
+
+        Who holds it may ask again.
+        """
+        if self._held:
+            yield
+            return
         with exclusive(self.folder / "lock", wait=1.0):
             ignore = self.folder / ".gitignore"
             if not ignore.exists():
                 ignore.write_text("*\n")
             for folder in (self.folder, self.stages, self.states, self.bundles, self.trunks, self.selections):
                 clear_leftovers(folder)
-            yield
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
 
     def __contains__(self, key: str) -> bool:
         return (self.stages / key / "stage.json").exists()

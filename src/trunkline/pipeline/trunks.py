@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 from trunkline.atomic import clear_leftovers, publish_folder, remove_folder, scratch_folder, write_json, write_text
 from trunkline.errors import Problem, ProjectError, StoreError, UsageError, unknown
 from trunkline.model.source import resolve
-from trunkline.pipeline import plan as planning
-from trunkline.pipeline.execute import ENCODER, Workshop
+from trunkline.pipeline.execute import ENCODER
 from trunkline.pipeline.progress import Show, Silent
 from trunkline.pipeline.stages import Graph, StageKind, readings
 from trunkline.pipeline.store import key_of
@@ -89,14 +88,10 @@ class Trunks:
         tasks = self._tasks(without)
         project = self.project
         with project.store.writing():
-            graph = project.graph
-            fields, needs = self._fields(graph, tasks)
-            workshop = Workshop(project.files, project.source, graph, project.store, show.say)
-            steps = [step for step in planning.steps(graph, project.store) if step.stage.id in needs]
-            for number, step in enumerate(steps, 1):
-                project.run_step(workshop, step, number, len(steps) + 1, show)
+            fields, needs = self._fields(project.graph, tasks)
+            workshop = project.train(needs, show=show)
             key = key_of(["adapt", ADAPT_VERSION, fields])
-            show.begin(f"adapt {name}", len(steps) + 1, len(steps) + 1, f"{len(tasks)} tasks")
+            show.begin(f"adapt {name}", 1, 1, f"{len(tasks)} tasks")
             entry = workshop.adapt(key, fields, show.advance)
             mean = sum(entry.result["valid"].values()) / len(tasks)
             show.done(f"adapt {name}", f"mean on valid {mean:.3f}", entry.result["seconds"])
