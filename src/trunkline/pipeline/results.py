@@ -85,6 +85,8 @@ def _task(
             "valid": options.full_quality[task],
             "metrics": _mean([entry.result["metrics"][split] for entry in full]),
             "ms": options.full_ms[task],
+            "reading": full[0].fields["reading"],
+            "learning_rate": full[0].fields["schedule"]["learning_rate"],
         },
         "candidates": [
             _candidate(assembly, options, stage, picked.id)
