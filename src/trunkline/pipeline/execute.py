@@ -27,6 +27,7 @@ from trunkline.project.data import TaskData, pinned, read_task
 
 if TYPE_CHECKING:
     from trunkline.model.trunk import Trunk
+    from trunkline.training.adapt import Part
     from trunkline.training.candidates import Trained
     from trunkline.training.loop import Progress
     from trunkline.training.material import Logits, TaskMaterial
@@ -130,39 +131,36 @@ class Workshop:
 
     def adapt(self, key: str, fields: dict[str, Any], report: Report) -> Entry:
         """Adapt a copy of the encoder to the tasks of `fields`, and publish it; what they need is in the store."""
-        from trunkline.model.branch import Reading
-        from trunkline.training.adapt import Part, adapt
+        from trunkline.training.adapt import adapt
         from trunkline.training.candidates import schedule_of
+        from trunkline.training.loop import precision_of
 
         settings = self.files.settings
         asked = settings.adapt
 
         def make(artifacts: Path, work: Path) -> dict[str, Any]:
             started = time.monotonic()
-            parts = {}
-            for task, given in fields["tasks"].items():
-                soft = None
-                if given["teacher"] is not None:
-                    soft = self._taught(given["teacher"])
-                parts[task] = Part(self.material(task), Reading(given["reading"]), soft)
-            material = next(iter(parts.values())).material
+            parts = self._parts(fields["tasks"])
             schedule = schedule_of(
                 asked,
                 asked.learning_rate,
                 seed=fields["seed"],
-                precision=material.precision,
+                precision=precision_of(settings.precision, self._device()),
                 device=self._device(),
             )
-            adapted = adapt(
-                parts,
-                fields["depths"],
-                schedule,
-                work / "checkpoint.pt",
-                report,
-                sampling=asked.sampling,
-                temperature=asked.temperature,
-                gold_weight=asked.gold_weight,
-            )
+            try:
+                adapted = adapt(
+                    parts,
+                    fields["depths"],
+                    schedule,
+                    work / "checkpoint.pt",
+                    report,
+                    sampling=asked.sampling,
+                    temperature=asked.temperature,
+                    gold_weight=asked.gold_weight,
+                )
+            except FloatingPointError as error:
+                raise TrunklineError(f"adapt: {error}; lower adapt.learning_rate in project.toml") from error
             adapted.encoder.save(artifacts / ENCODER)
             outcome = adapted.outcome
             return {
@@ -174,6 +172,31 @@ class Workshop:
             }
 
         return self.store.put(key, fields, make)
+
+    def _parts(self, given: dict[str, Any]) -> dict[str, Part]:
+        """What each task brings to an adaptation."""
+        from trunkline.model.branch import Reading
+        from trunkline.training.adapt import Part, apart
+
+        materials = {task: self.material(task) for task in given}
+        rows = apart(materials)
+        for task, material in materials.items():
+            shared = len(material.data.train) - len(rows[task])
+            if shared:
+                self.say(f"{task}: {shared:,} train rows left out, since tasks are judged on their texts")
+            if not len(rows[task]):
+                raise TrunklineError(
+                    f"{task} has no train row left to adapt the trunk to; leave it out: --without {task}"
+                )
+        return {
+            task: Part(
+                materials[task],
+                Reading(one["reading"]),
+                rows[task],
+                None if one["teacher"] is None else self._taught(one["teacher"]),
+            )
+            for task, one in given.items()
+        }
 
     def _train(self, stage: Stage, checkpoint: Path, report: Report) -> Trained:
         from trunkline.model.branch import Reading

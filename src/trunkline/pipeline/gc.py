@@ -43,14 +43,13 @@ def collect(graph: Graph, store: Store, assembly: Assembly, *, keep: int, dry: b
 
 
 def _unneeded(graph: Graph, store: Store, assembly: Assembly, bundles: set[Path], kept: list) -> Iterator[Freed]:  # type: ignore[type-arg]
-    wanted = set(graph.keys.values())
+    wanted = {*graph.keys.values(), store.adapting()}
     for release in kept:
         selection = assembly.selection(release)
         if selection is not None:
             wanted |= {*selection.branch.values(), *selection.prepared.values()}
-    task_kinds = {"prepare", "full", "tune", "distill"}
     for folder in _entries(store.stages):
-        if folder.name not in wanted and _kind(store, folder.name) in task_kinds:
+        if folder.name not in wanted and _weighs(store, folder.name):
             yield _freed(folder, "stage")
     for folder in _entries(store.work):
         if folder.name not in wanted or folder.name in store:
@@ -66,12 +65,9 @@ def _unneeded(graph: Graph, store: Store, assembly: Assembly, bundles: set[Path]
             yield _freed(file, "selection")
 
 
-def _kind(store: Store, key: str) -> str:
-    """Measurements and evaluations are small and kept; only task stages weigh."""
-    fields = store.get(key).fields
-    if "files" in fields:
-        return "prepare"
-    return "tune" if "schedule" in fields else "measurement"
+def _weighs(store: Store, key: str) -> bool:
+    """Whether an entry is a stage: measurements and evaluations are small and kept."""
+    return not {"files", "schedule", "adapt"}.isdisjoint(store.get(key).fields)
 
 
 def _entries(folder: Path) -> list[Path]:

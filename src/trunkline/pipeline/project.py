@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from trunkline.bundle.release import Release, Releases
 from trunkline.errors import Problem, ProjectError, StoreError, TrunklineError, UsageError, unknown
 from trunkline.model.source import Source, resolve
 from trunkline.pipeline import plan as planning
-from trunkline.pipeline.assemble import Assembly
+from trunkline.pipeline.assemble import Assembly, Options
 from trunkline.pipeline.costs import forget
 from trunkline.pipeline.execute import Workshop
 from trunkline.pipeline.gc import Freed, collect
@@ -128,7 +129,8 @@ class Project:
             raise ProjectError(problems)
         return graph(self.files, self.source, tasks)
 
-    def _graph_for(self, names: Sequence[str]) -> Graph:
+    def graph_for(self, names: Sequence[str]) -> Graph:
+        """Every stage of these tasks, and of others as far as their data are there."""
         return self.graph if set(names) == set(self.tasks) else self._graph(names)
 
     @property
@@ -145,7 +147,7 @@ class Project:
         are missing: those of `tasks`, by default of all.
         """
         names = self._named(tasks)
-        graph = self._graph_for(names)
+        graph = self.graph_for(names)
         steps = [step for step in planning.steps(graph, self.store) if step.stage.task in names]
         live = self.releases.live()
         removed = tuple(sorted(set(live.tasks) - set(self.tasks))) if live else ()
@@ -161,28 +163,32 @@ class Project:
         reselect: bool = False,
         remeasure: bool = False,
         show: Show | None = None,
-        agree: Agree = lambda _: True,
+        agree: Agree | None = None,
     ) -> RunResult:
         """Do every stage that is not done, then select, merge, prove, release and report.
 
         With `tasks`, only theirs; other tasks stay as they were released, and their data need not be there. A released
         task keeps its branch while its own stages and the budget are unchanged; `reselect` chooses anew for all.
         Costs are measured once; `remeasure` does it again, as after a run on a machine that was busy. `agree` is asked
-        before a release is made, and can leave it at what is live.
+        before a release is made, where one is given, and can leave it at what is live.
         """
         show = show or Silent()
         names = self._named(tasks)
         with self.store.writing():
-            graph = self._graph_for(names)
+            graph = self.graph_for(names)
             assembly = self._assembly(graph, show)
             assembly.check_trunk(names)
             for task in sorted(set(self.tasks) - set(graph.tasks)):
                 show.say(f"{task}: its data are not here, so nothing of it is run or chosen")
             steps = [step for step in planning.steps(graph, self.store) if step.stage.task in names]
             self._train(self._workshop(graph, show), steps, show)
-            planning.record(graph, self.store, names, set(self.tasks) - set(names))
             if remeasure:
                 forget(self.store)
+            record = partial(planning.record, graph, self.store, names, set(self.tasks) - set(names))
+            if agree is None:
+                record()
+            else:
+                agree = _and_then(agree, record)  # what was refused is no reason for later stages
             release, report = self._assemble(
                 assembly, show, names, agree, reselect=reselect, anew=reselect or remeasure
             )
@@ -191,11 +197,12 @@ class Project:
     def train(self, stages: Collection[str], *, show: Show | None = None) -> Workshop:
         """Do those of `stages`, by id, that are not done, and what they need; nothing is selected or released.
 
-        Returns what they share.
+        Returns what they share. Raises UsageError for an unknown stage.
         """
         show = show or Silent()
         with self.store.writing():
-            graph, wanted = self.graph, set(stages)
+            graph = self.graph_for(sorted({self._known(id.partition("/")[0], self.tasks) for id in stages}))
+            wanted = {self._known(id, graph.stages, "stage") for id in stages}
             for stage in reversed(graph.stages.values()):
                 wanted |= set(stage.needs) if stage.id in wanted else set()
             workshop = self._workshop(graph, show)
@@ -213,7 +220,7 @@ class Project:
             show.done(step.stage.id, self._summary(entry, step), time.monotonic() - started)
 
     def _assemble(
-        self, assembly: Assembly, show: Show, names: list[str], agree: Agree, *, reselect: bool, anew: bool
+        self, assembly: Assembly, show: Show, names: list[str], agree: Agree | None, *, reselect: bool, anew: bool
     ) -> tuple[Release | None, dict[str, Any]]:
         from trunkline.pipeline.results import make_report
 
@@ -225,7 +232,7 @@ class Project:
             return live, {}
         options = assembly.options(done)
         choice, pinned = assembly.select(options, names, reselect=reselect)
-        if not agree(self._changes(assembly, choice)):
+        if agree is not None and not agree(self._changes(assembly, options, choice)):
             return live, {}
         release = assembly.release(names, options, choice, _note(live, choice.candidates, pinned, self.tasks))
         report = make_report(assembly, options, release, show.say)
@@ -233,14 +240,16 @@ class Project:
         self.write_page(report)
         return release, report
 
-    def _changes(self, assembly: Assembly, choice: Choice) -> list[Change]:
+    def _changes(self, assembly: Assembly, options: Options, choice: Choice) -> list[Change]:
         live = assembly.live_selection()
         changes = []
         for task, candidate in sorted(choice.candidates.items()):
             metric, before = assembly.metric(task), None
             if live is not None and task in live.branch:
-                before = self.store.get(live.branch[task]).result["metrics"]["valid"].get(metric)
-            changes.append(Change(task, metric, before, candidate.quality))
+                with suppress(StoreError):  # it is gone from the store, and only the comparison is lost
+                    before = self.store.get(live.branch[task]).result["metrics"]["valid"].get(metric)
+            after = options.best[candidate.id].result["metrics"]["valid"][metric]
+            changes.append(Change(task, metric, before, after))
         return changes
 
     def _reported(self, release: Release, assembly: Assembly) -> bool:
@@ -321,10 +330,10 @@ class Project:
         return self.tasks if not tasks else [self._known(task, self.tasks) for task in tasks]
 
     @staticmethod
-    def _known(task: str, known: Any) -> str:
-        if task not in known:
-            raise UsageError(unknown("task", task, known))
-        return task
+    def _known(name: str, known: Any, what: str = "task") -> str:
+        if name not in known:
+            raise UsageError(unknown(what, name, known))
+        return name
 
     def _summary(self, entry: Entry, step: Step) -> str:
         if step.stage.kind is StageKind.PREPARE:
@@ -351,6 +360,18 @@ def check(root: Path) -> dict[str, dict[str, Any]]:
         }
         for name, found in data.items()
     }
+
+
+def _and_then(agree: Agree, do: Callable[[], None]) -> Agree:
+    """The same answer, and `do` where it is yes."""
+
+    def decide(changes: Sequence[Change]) -> bool:
+        agreed = agree(changes)
+        if agreed:
+            do()
+        return agreed
+
+    return decide
 
 
 def _note(live: Release | None, chosen: Mapping[str, Candidate], pinned: Mapping[str, str], tasks: list[str]) -> str:

@@ -249,7 +249,9 @@ def _students(
         if layers > tuned or (layers == tuned and "full" not in teachers):
             continue  # a student is smaller than its own teacher (Wei et al., l < L)
         few = distill.latents if layers and settings.kind is not Kind.TAGGING else [0]
-        for init, latents in product(distill.init, few):
+        # A head alone starts afresh or as its teacher's, whatever else is asked for.
+        starts = distill.init if layers else sorted({"trunk" if one == "random" else one for one in distill.init})
+        for init, latents in product(starts, few):
             size = f"L{tuned}-l{layers}" + (f"-m{latents}" if latents else "")
             yield Stage(
                 f"{name}/distill/{reading}/{size}/{init}/{'+'.join(teachers)}/s{common['seed']}",

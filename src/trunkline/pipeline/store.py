@@ -12,6 +12,7 @@ Knows keys, folders and bytes. Does not know what a stage does.
       selections/<id>.json        what was selected for a bundle
       hashes.json                 content hashes by path, size and time
       plan.json                   what the last run was made of, for "why"
+      adapting.json               key of an adaptation of the trunk that is not over, so that `gc` leaves it
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,15 +68,16 @@ class Store:
         self.bundles = self.folder / "bundles"
         self.selections = self.folder / "selections"
         self.hashes = self.folder / "hashes.json"
-        self._held = False
+        self._adapting = self.folder / "adapting.json"
+        self._holder: int | None = None
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the store against other writers (else StoreError); removes what a killed one left half-written.
 
-        Who holds it may ask again.
+        The thread that holds it may ask again.
         """
-        if self._held:
+        if self._holder == threading.get_ident():
             yield
             return
         with exclusive(self.folder / "lock", wait=1.0):
@@ -83,11 +86,11 @@ class Store:
                 ignore.write_text("*\n")
             for folder in (self.folder, self.stages, self.states, self.bundles, self.trunks, self.selections):
                 clear_leftovers(folder)
-            self._held = True
+            self._holder = threading.get_ident()
             try:
                 yield
             finally:
-                self._held = False
+                self._holder = None
 
     def __contains__(self, key: str) -> bool:
         return (self.stages / key / "stage.json").exists()
@@ -125,6 +128,20 @@ class Store:
         """Whether an unfinished stage left a checkpoint to go on from."""
         work = self.work / key
         return work.is_dir() and any(not path.name.startswith(STAGING) for path in work.iterdir())
+
+    def note_adapting(self, key: str | None) -> None:
+        """Remember the key of an adaptation that begins, or with None that it is over."""
+        if key is None:
+            self._adapting.unlink(missing_ok=True)
+        else:
+            write_json(self._adapting, key)
+
+    def adapting(self) -> str | None:
+        """The key of an adaptation that began and did not end."""
+        try:
+            return str(json.loads(self._adapting.read_text()))
+        except (OSError, ValueError):
+            return None
 
     def size(self) -> int:
         """Bytes on disk, files with several names counted once."""

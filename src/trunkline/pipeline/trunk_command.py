@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trunkline.errors import UsageError
+from trunkline.errors import EncoderError, UsageError
 
 if TYPE_CHECKING:
     from trunkline.pipeline.project import Change, Project
@@ -48,7 +48,7 @@ def adapt(
     with Terminal(err) as show:
         trunk = project.trunks.adapt(name, without=without or (), show=show)
     if as_json:
-        return print(json.dumps(asdict(trunk), indent=2))
+        return print(trunk.model_dump_json(indent=2))
     table = _table("task", "> valid")
     for task, value in sorted(trunk.valid.items()):
         table.add_row(task, f"{value:.4f}")
@@ -60,16 +60,23 @@ def adapt(
 def list_(context: typer.Context, as_json: AsJson = False) -> None:
     """The trunks that were adapted here; the one in use is marked."""
     project = _project(context)
-    source = project.source
     trunks = project.trunks.all()
+    encoder = project.files.settings.encoder
+    fingerprint, missing = None, ""
+    try:
+        fingerprint = project.source.fingerprint
+    except EncoderError as error:
+        missing = str(error)  # the more reason to see what there is
     if as_json:
-        found = [{**asdict(trunk), "in_use": trunk.fingerprint == source.fingerprint} for trunk in trunks]
-        return print(json.dumps({"encoder": source.name, "fingerprint": source.fingerprint, "trunks": found}, indent=2))
+        found = [{**trunk.model_dump(), "in_use": trunk.fingerprint == fingerprint} for trunk in trunks]
+        return print(json.dumps({"encoder": encoder, "fingerprint": fingerprint, "trunks": found}, indent=2))
     table = _table("", "trunk", "fingerprint", "adapted from", "tasks", "> mean valid")
-    if all(trunk.fingerprint != source.fingerprint for trunk in trunks):
-        table.add_row(*_cells("*", source.name, source.fingerprint[:16], "", "", ""))
+    if all(trunk.fingerprint != fingerprint for trunk in trunks):
+        table.add_row(*_cells("*", encoder, (fingerprint or "missing")[:16], "", "", ""))
+    if missing:
+        err.print(missing, markup=False, soft_wrap=True)
     for trunk in trunks:
-        mark = "*" if trunk.fingerprint == source.fingerprint else ""
+        mark = "*" if trunk.fingerprint == fingerprint else ""
         mean = sum(trunk.valid.values()) / len(trunk.valid)
         tasks = ", ".join(trunk.tasks)
         table.add_row(*_cells(mark, trunk.name, trunk.fingerprint[:16], trunk.base, tasks, f"{mean:.4f}"))
@@ -80,6 +87,9 @@ def list_(context: typer.Context, as_json: AsJson = False) -> None:
 def use(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A trunk of `trunk list`, or any encoder that project.toml could name.")],
+    revision: Annotated[
+        str | None, typer.Option(help="Of an encoder from the hub; by default the one that was adapted.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Release without asking.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -100,7 +110,7 @@ def use(
             err.print(_changes(changes))
             return typer.confirm("release all tasks on this trunk?", err=True)
 
-        result = project.trunks.use(name, agree, show=show)
+        result = project.trunks.use(name, agree, revision=revision, show=show)
     released = None if result is None or result.release is None else result.release.id
     if as_json:
         return print(json.dumps({"release": released, "changes": [asdict(change) for change in seen]}, indent=2))

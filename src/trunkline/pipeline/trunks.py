@@ -9,47 +9,54 @@ released, and then all of it is, or nothing. Knows stages and results, nothing o
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trunkline.atomic import clear_leftovers, publish_folder, remove_folder, scratch_folder, write_json, write_text
-from trunkline.errors import Problem, ProjectError, StoreError, UsageError, unknown
-from trunkline.model.source import resolve
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trunkline.atomic import clear_leftovers, publish_folder, remove_folder, scratch_folder, write_bytes, write_json
+from trunkline.errors import EncoderError, Problem, ProjectError, StoreError, UsageError, unknown
+from trunkline.model.source import CONFIG, MINILM, TRUNKS, resolve
 from trunkline.pipeline.execute import ENCODER
 from trunkline.pipeline.progress import Show, Silent
 from trunkline.pipeline.stages import Graph, StageKind, readings
 from trunkline.pipeline.store import key_of
-from trunkline.project.config import TASK_NAME
+from trunkline.project.config import TASK_NAME, load_files
 from trunkline.project.files import PROJECT_FILE
 
 if TYPE_CHECKING:
     from trunkline.pipeline.project import Change, Project, RunResult
 
-FOLDER = "trunks"
 ABOUT = "trunk.json"
 ADAPT_VERSION = 1
-_ENCODER_LINE = re.compile(r"^encoder[ \t]*=[ \t]*(?:\"[^\"\n]*\"|'[^'\n]*')", re.MULTILINE)
-_REVISION_LINE = re.compile(r"^revision[ \t]*=.*\n?", re.MULTILINE)
+_ENCODER_LINE = re.compile(r"^[ \t]*encoder[ \t]*=[ \t]*(?:\"[^\"\r\n]*\"|'[^'\r\n]*')", re.MULTILINE)
+_REVISION_LINE = re.compile(r"^[ \t]*revision[ \t]*=.*\n?", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class AdaptedTrunk:
-    """A trunk in `trunks/NAME`. `valid` has, by task, its metric there; `base` names the encoder that was adapted."""
+class AdaptedTrunk(BaseModel):
+    """A trunk in `trunks/NAME`.
+
+    `valid` has, by task, its metric there; `data` identifies the rows that each task was trained on; `base` names the
+    encoder that was adapted.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     fingerprint: str
     base: str
+    base_revision: str | None
     base_fingerprint: str
     created: str
-    tasks: tuple[str, ...]
-    valid: dict[str, float]
+    tasks: tuple[str, ...] = Field(min_length=1)
+    valid: dict[str, float] = Field(min_length=1)
+    data: dict[str, str]
     settings: dict[str, Any]
 
 
@@ -58,29 +65,37 @@ class Trunks:
 
     def __init__(self, project: Project) -> None:
         self.project = project
-        self.folder = project.root / FOLDER
+        self.folder = project.root / TRUNKS
 
     def all(self) -> list[AdaptedTrunk]:
         """Those that `adapt` made, by name; folders that hold something else are left out."""
-        found = []
-        for path in sorted(self.folder.iterdir()) if self.folder.is_dir() else ():
-            try:
-                about = json.loads((path / ABOUT).read_text())
-                found.append(AdaptedTrunk(path.name, **{**about, "tasks": tuple(about["tasks"])}))
-            except (OSError, ValueError, TypeError, KeyError):
-                continue
-        return found
+        names = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
+        return [trunk for name in names if (trunk := self._about(name)) is not None]
+
+    def _about(self, name: str) -> AdaptedTrunk | None:
+        if not TASK_NAME.fullmatch(name):
+            return None
+        try:
+            found = AdaptedTrunk.model_validate_json((self.folder / name / ABOUT).read_bytes())
+        except (OSError, ValidationError):
+            return None
+        return found if found.name == name else None
 
     def adapt(self, name: str, *, without: Sequence[str] = (), show: Show | None = None) -> AdaptedTrunk:
         """Train the project's encoder on its tasks together, as `[adapt]` in project.toml says, and keep it as
         `trunks/NAME`.
 
-        Stages that it needs and that are not done run first; a killed run resumes. `without` leaves tasks out. Raises
-        UsageError for a name that is taken or cannot be one, ProjectError for settings that do not fit.
+        Stages that it needs and that are not done run first; a killed run resumes. `without` leaves tasks out, whose
+        data need not be there. Raises UsageError for a name that is taken or cannot be one, ProjectError for settings
+        that do not fit.
         """
         show = show or Silent()
-        if not TASK_NAME.fullmatch(name):
-            raise UsageError(f"'{name}' cannot name a trunk: a-z, 0-9, _ and -, the first a letter or digit")
+        if not TASK_NAME.fullmatch(name) or name == MINILM:
+            raise UsageError(
+                f"'{name}' cannot name a trunk: a-z, 0-9, _ and -, the first a letter or digit, and not {MINILM}"
+            )
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"{self.folder} is a file, and trunks are kept in a folder of that name")
         if (self.folder / name).exists():
             raise UsageError(
                 f"{self.folder / name} exists already; trunks are not overwritten, since bundles name them"
@@ -88,44 +103,88 @@ class Trunks:
         tasks = self._tasks(without)
         project = self.project
         with project.store.writing():
-            fields, needs = self._fields(project.graph, tasks)
+            fields, needs = self._fields(project.graph_for(tasks), tasks)
             workshop = project.train(needs, show=show)
-            key = key_of(["adapt", ADAPT_VERSION, fields])
+            key = key_of([fields])
+            project.store.note_adapting(key)
             show.begin(f"adapt {name}", 1, 1, f"{len(tasks)} tasks")
             entry = workshop.adapt(key, fields, show.advance)
             mean = sum(entry.result["valid"].values()) / len(tasks)
             show.done(f"adapt {name}", f"mean on valid {mean:.3f}", entry.result["seconds"])
             trunk = self._publish(name, entry.folder / ENCODER, fields, entry.result)
             remove_folder(entry.folder)  # all that matters of it is in trunks/ now
+            project.store.note_adapting(None)
             return trunk
 
     def use(
-        self, name: str, agree: Callable[[Sequence[Change]], bool], *, show: Show | None = None
+        self,
+        name: str,
+        agree: Callable[[Sequence[Change]], bool],
+        *,
+        revision: str | None = None,
+        show: Show | None = None,
     ) -> RunResult | None:
-        """Move the project to `trunks/NAME`, or to any encoder that project.toml could name.
+        """Move the project to `trunks/NAME`, or to any encoder that project.toml could name, at `revision`.
 
         Everything is trained and chosen over it first. `agree` then sees what changes for each task on `valid`: if it
-        says yes, project.toml names the trunk and the release goes live with all tasks; if no, nothing has changed but
-        the store, and None comes back. Raises EncoderError for no such encoder, UsageError where project.toml must be
-        edited by hand.
+        says yes, project.toml names the trunk and the release goes live with all tasks; if no, or where the release
+        fails, the project stays as it was, and what was trained is kept. A kill between the two leaves project.toml
+        naming the trunk; the next run releases. Raises EncoderError for no such encoder, UsageError where project.toml
+        was changed meanwhile or must be edited by hand.
         """
-        encoder = f"{FOLDER}/{name}" if (self.folder / name).is_dir() else name
-        files = self.project.files
-        path = self.project.root / PROJECT_FILE
-        text = with_encoder(path.read_text(encoding="utf-8"), encoder)
-        settings = files.settings.model_copy(update={"encoder": encoder, "revision": None})
-        moved = self.project.over(replace(files, settings=settings))
-        agreed = False
+        show = show or Silent()
+        known = TASK_NAME.fullmatch(name) is not None and (self.folder / name / CONFIG).is_file()
+        encoder = f"{TRUNKS}/{name}" if known else name
+        if not known and revision is None:
+            revision = next((trunk.base_revision for trunk in self.all() if trunk.base == name), None)
+        project = self.project
+        path = (project.root / PROJECT_FILE).resolve()
+        with_encoder(path.read_bytes(), encoder, revision)  # better now than when all is trained
+        settings = project.files.settings.model_copy(update={"encoder": encoder, "revision": revision})
+        moved = project.over(replace(project.files, settings=settings))
+        if known:
+            self._check(name, moved, show)
+        before: bytes | None = None  # of project.toml, once it is written
 
         def decide(changes: Sequence[Change]) -> bool:
-            nonlocal agreed
-            agreed = agree(changes)
-            if agreed:
-                write_text(path, text)
-            return agreed
+            nonlocal before
+            if not agree(changes):
+                return False
+            if load_files(project.root) != project.files:
+                raise UsageError(
+                    "the project's files changed while its tasks were trained, so nothing was released; say "
+                    f"`trunk use {name}` again, which repeats no training that still fits"
+                )
+            now = path.read_bytes()
+            write_bytes(path, with_encoder(now, encoder, revision))
+            before = now
+            return True
 
-        result = moved.run(reselect=True, show=show, agree=decide)
-        return result if agreed else None
+        try:
+            result = moved.run(reselect=True, show=show, agree=decide)
+        except BaseException:
+            if before is not None:
+                write_bytes(path, before)
+            raise
+        return result if before is not None else None
+
+    def _check(self, name: str, moved: Project, show: Show) -> None:
+        """Refuse a trunk that is not what was adapted; say whose rows it may have been trained on."""
+        about = self._about(name)
+        if about is None:
+            return
+        if moved.source.fingerprint != about.fingerprint:
+            raise EncoderError(
+                f"{self.folder / name} is not what was adapted: its files have fingerprint "
+                f"{moved.source.fingerprint[:16]}, {ABOUT} says {about.fingerprint[:16]}"
+            )
+        prepared = {task: moved.graph.keys.get(f"{task}/{StageKind.PREPARE}") for task in about.data}
+        other = [task for task, key in about.data.items() if task in moved.tasks and prepared[task] != key]
+        if other:
+            show.say(
+                f"since {name} was adapted, the data or the splits of {', '.join(other)} have changed: rows that they "
+                "are now judged on may be among those that it was trained on"
+            )
 
     def _tasks(self, without: Sequence[str]) -> list[str]:
         known = self.project.tasks
@@ -176,6 +235,7 @@ class Trunks:
                 "needs": [graph.keys[id] for id in (prepare, *taught)],
             }
         fields = {
+            "adapt": ADAPT_VERSION,
             "encoder": self.project.source.fingerprint,
             "tasks": given,
             "depths": sorted(set(asked.depths) | {max(asked.depths, default=self.project.source.depth)}),
@@ -195,33 +255,40 @@ class Trunks:
             name=name,
             fingerprint=resolve(str(scratch), None, self.project.root).fingerprint,
             base=source.name,
+            base_revision=self.project.files.settings.revision,
             base_fingerprint=source.fingerprint,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             tasks=tuple(fields["tasks"]),
             valid=result["valid"],
+            data={task: given["needs"][0] for task, given in fields["tasks"].items()},
             settings={**fields["settings"], "depths": fields["depths"], "seed": fields["seed"]},
         )
-        about = asdict(trunk)
-        del about["name"]
-        write_json(scratch / ABOUT, about)
+        write_json(scratch / ABOUT, trunk.model_dump(mode="json"))
         if not publish_folder(scratch, self.folder / name):
             raise StoreError(f"{self.folder / name} was made by another process in the meantime")
         return trunk
 
 
-def with_encoder(text: str, encoder: str) -> str:
+def with_encoder(file: bytes, encoder: str, revision: str | None = None) -> bytes:
     """project.toml with another encoder, the rest of it as it stands. Raises UsageError where that takes a hand."""
+    mark = b"\xef\xbb\xbf" if file.startswith(b"\xef\xbb\xbf") else b""
+    text = file[len(mark) :].decode()
+    end = "\r\n" if "\r\n" in text else "\n"
     head = re.split(r"(?m)^(?=[ \t]*\[)", text, maxsplit=1)[0]
     rest = text[len(head) :]
-    line = f'encoder = "{encoder}"'
+    lines = f'encoder = "{encoder}"' + (f'{end}revision = "{revision}"' if revision is not None else "")
     head = _REVISION_LINE.sub("", head)
-    head = _ENCODER_LINE.sub(lambda _: line, head, count=1) if _ENCODER_LINE.search(head) else f"{line}\n{head}"
+    head = _ENCODER_LINE.sub(lambda _: lines, head, count=1) if _ENCODER_LINE.search(head) else f"{lines}{end}{head}"
     written = head + rest
+    wanted = {"encoder": encoder} | ({} if revision is None else {"revision": revision})
     try:
-        before, after = tomllib.loads(text), tomllib.loads(written)
+        before, after = (tomllib.loads(toml.replace("\r\n", "\n")) for toml in (text, written))
     except tomllib.TOMLDecodeError:
-        after = before = {}
+        before = after = {}
     before.pop("revision", None)
-    if after != {**before, "encoder": encoder} or not after:
-        raise UsageError(f"{PROJECT_FILE} cannot be edited safely: write `{line}` there, and run `trunkline run`")
-    return written
+    if not after or after != {**before, **wanted}:
+        raise UsageError(
+            f"{PROJECT_FILE} names its encoder in a way that cannot be edited safely: write it as a line of its own, "
+            '`encoder = "…"`, above all tables'
+        )
+    return mark + written.encode()

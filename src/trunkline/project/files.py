@@ -217,11 +217,13 @@ def _contradictions(root: Path, settings: TaskSettings, wrong: Collection[str]) 
         most = max(settings.tune.layers) - ("full" not in settings.distill.teachers)
         for count in settings.distill.layers:
             if count > most:
+                equal = "full" in settings.distill.teachers
                 yield (
                     "distill.layers",
-                    "a student has fewer layers than its teacher",
+                    f"a student has {'no more' if equal else 'fewer'} layers than {'' if equal else 'its teacher, '}"
+                    "the tuned ones that it starts from",
                     str(count),
-                    f"at most {most} (tune.layers = {settings.tune.layers})" if most else "[] (tune.layers = [1])",
+                    f"at most {most} (tune.layers = {settings.tune.layers})",
                 )
     yield from _same_files(root, settings)
 

@@ -23,6 +23,7 @@ class Candidate:
     stage: str
     fork: int
     layers: int
+    latents: int
     reading: str
     init: str | None
     teacher: str | None
@@ -38,6 +39,7 @@ class Chosen:
 
     fork: int
     layers: int
+    latents: int
     reading: str
     seed: int | None
     valid: float | None
@@ -205,6 +207,7 @@ def _candidate(data: Mapping[str, Any]) -> Candidate:
         stage=_text(data.get("stage")) or "tune",
         fork=_whole(data.get("fork")) or 0,
         layers=_whole(data.get("layers")) or 0,
+        latents=_whole(data.get("latents")) or 0,
         reading=_text(data.get("reading")) or "single",
         init=_text(data.get("init")) or None,
         teacher=_text(data.get("teacher")) or None,
@@ -219,6 +222,7 @@ def _chosen(data: Mapping[str, Any]) -> Chosen:
     return Chosen(
         fork=_whole(data.get("fork")) or 0,
         layers=_whole(data.get("layers")) or 0,
+        latents=_whole(data.get("latents")) or 0,
         reading=_text(data.get("reading")) or "single",
         seed=_whole(data.get("seed")),
         valid=_number(data.get("valid")),

@@ -60,14 +60,15 @@ def stage(name: str | None) -> str:
     return STAGES.get(name or "", name or MISSING)
 
 
-def place(fork: int, layers: int) -> str:
+def place(fork: int, layers: int, latents: int = 0) -> str:
     """Where a branch leaves the trunk and what it adds."""
-    return f"fork {fork} + {count(layers, 'layer')}"
+    of = f" of {count(latents, 'latent')}" if latents else ""
+    return f"fork {fork} + {count(layers, 'layer')}{of}" if layers else f"fork {fork}, a head alone"
 
 
 def branch(one: Candidate | Chosen, trained: str | None) -> str:
     """A candidate in one phrase."""
-    parts = [trained and stage(trained), place(one.fork, one.layers)]
+    parts = [trained and stage(trained), place(one.fork, one.layers, one.latents)]
     if one.reading != "single":
         parts.append(f"pair read {one.reading}ly" if one.reading in ("joint", "separate") else one.reading)
     if one.seed is not None:

@@ -8,6 +8,7 @@ nothing of stages, files or what becomes of the encoder.
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,10 +28,13 @@ from trunkline.training.material import FIT, Examples, Logits, TaskMaterial
 
 @dataclass(frozen=True)
 class Part:
-    """What one task brings: its rows, how they are read, and logits of a teacher for its train rows, if it has one."""
+    """What one task brings: its material, how it is read, the train rows that it takes part with, and logits of a
+    teacher for all of its train rows, if it has one.
+    """
 
     material: TaskMaterial
     reading: Reading
+    rows: np.ndarray
     soft: Logits | None = None
 
 
@@ -41,6 +45,22 @@ class Adapted:
     encoder: Encoder
     outcome: Outcome
     valid: dict[str, float]
+
+
+def apart(materials: Mapping[str, TaskMaterial]) -> dict[str, np.ndarray]:
+    """The train rows of each task that no task is judged on: an encoder that has seen a text with one task's label
+    would know more of it than it should when another task is scored.
+    """
+    judged: set[str] = set()
+    for material in materials.values():
+        for pool, rows in material.splits().values():
+            table = material.data.fit if pool == FIT else material.data.reported[pool]
+            judged |= set(table.take(rows).keys())
+    kept = {}
+    for name, material in materials.items():
+        keys = material.data.fit.keys()
+        kept[name] = np.asarray([row for row in material.data.train if keys[row] not in judged], dtype=np.int64)
+    return kept
 
 
 class Mixture:
@@ -80,7 +100,8 @@ class ManyHeads(nn.Module):
             name: {depth: new_branch(part.material.spec(part.reading, depth, 0), encoder) for depth in self.depths}
             for name, part in parts.items()
         }
-        self.heads = nn.ModuleDict({name: nn.ModuleList(heads.values()) for name, heads in self._of.items()})
+        # In a list, since a task may have a name that a module has no room for.
+        self.heads = nn.ModuleList(nn.ModuleList(heads.values()) for heads in self._of.values())
 
     def logits(self, name: str, examples: Examples, rows: BatchRows, depths: Sequence[int]) -> dict[int, Tensor]:
         """Logits of these rows of a task by depth."""
@@ -123,8 +144,8 @@ def adapt(
     mixture = Mixture(
         {
             name: Epochs(
-                part.material.data.train,
-                examples[name].lengths[part.material.data.train],
+                part.rows,
+                examples[name].lengths[part.rows],
                 schedule.batch_size,
                 schedule.seed + number,
             )
@@ -149,7 +170,7 @@ def adapt(
 
     outcome = fit(
         module,
-        steps=max(round(schedule.epochs * mixture.per_epoch), schedule.min_steps),
+        steps=max(math.ceil(schedule.epochs * mixture.per_epoch), schedule.min_steps),
         batch=mixture,
         loss=loss,
         evaluate=lambda: statistics.mean(valid().values()),
