@@ -168,6 +168,19 @@ def test_ids_are_unique_and_every_reference_resolves(make_report: Any) -> None:
         assert set((element.attributes.get("aria-labelledby") or "").split()) <= set(ids)
 
 
+def test_latents_and_a_head_alone_are_told_from_layers_over_tokens(make_report: Any) -> None:
+    report = make_report(3)
+    name, data = next(iter(report["tasks"].items()))
+    one, other = data["candidates"][:2]
+    one |= {"latents": 4, "layers": 2, "fork": 1}
+    other |= {"layers": 0, "fork": 3}
+    data["chosen"] |= {"latents": 1}
+    section = article(parse(render(report)), name)
+    assert "fork 1 + 2 layers of 4 latents" in section.text
+    assert "fork 3, a head alone" in section.text
+    assert "of 1 latent" in section.text
+
+
 def test_the_chosen_point_is_marked_in_chart_and_table(make_report: Any) -> None:
     report = make_report(5)
     page = parse(render(report))
