@@ -266,9 +266,9 @@ def page(found: dict[str, Any], result: str) -> str:
     both = any("published" in task for task in found["tasks"].values())
     if both:
         lines += [
-            f"The trunk was adapted to the tasks first, once, with seed {seeds[0]}: the spread over seeds is that of what was",
-            "trained over it. Full fine-tuning starts from it or from the published one; both stand in the table, and the",
-            "one that was stronger on `valid` at the first seed counts (*).",
+            f"The trunk was adapted to the tasks first, once, with seed {seeds[0]}: the spread is that of what was",
+            "trained over it. Full fine-tuning starts from it or from the published one; both stand in the table,",
+            "and the one that was stronger on `valid` at the first seed counts (*).",
             "",
         ]
     full = ["full, adapted trunk", "full, published trunk"] if both else ["full fine-tuning"]
