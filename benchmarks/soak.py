@@ -203,9 +203,12 @@ def main() -> None:
     end_in_order()
     bundles = [bundle_of(options.shape, options.work), bundle_of(options.shape, options.work, second=True)]
     judge = Judge.between(bundles)
+    before = read_result(options.out).get("soak", {})
+    command = " ".join(["python benchmarks/soak.py", *without_folders(sys.argv[1:])])
     found = {
-        **read_result(options.out).get("soak", {}),
-        "command": " ".join(["python benchmarks/soak.py", *without_folders(sys.argv[1:])]),
+        **before,
+        # Parts may be run one by one.
+        "command": "; ".join(dict.fromkeys([*before.get("command", "").split("; "), command])).removeprefix("; "),
         "machine": machine(),
         "shape": options.shape,
     }
