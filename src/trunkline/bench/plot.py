@@ -150,7 +150,7 @@ def bars(groups: Mapping[str, Sequence[tuple[str, float, float, float]]], file: 
             medians = [median for _, median, _, _ in found]
             whiskers = [[m - low for _, m, low, _ in found], [high - m for _, m, _, high in found]]
             axes.barh(range(len(found)), medians, xerr=whiskers, height=0.6, color="#0072B2", ecolor="0.2", capsize=2)
-            axes.bar_label(axes.containers[-1], [f" {median:,.4g}" for median in medians], label_type="edge")
+            axes.bar_label(axes.containers[-1], [f" {median:,.4g}" for median in medians], label_type="edge", padding=3)
             axes.set_yticks(range(len(found)), [words for words, *_ in found])
             axes.invert_yaxis()
             axes.margins(x=0.18)
