@@ -33,6 +33,8 @@ class Task:
     latents: tuple[int, ...] = (0,)
     # Learning rates of the full model: the best on valid is the baseline.
     rates: tuple[float, ...] = (1e-4,)
+    # Whether the full model is also tried reading the texts of a pair apart.
+    apart: bool = False
     group: str = "glue"
     folder: str = ""
     # GLUE keeps the labels of test to itself, so dev is what is reported and valid comes from train.
@@ -100,7 +102,7 @@ def task_file(task: Task, files: dict[str, str], rows: int) -> str:
     for stage, head, rate in (
         ("tune", [f"layers = {list(task.tune)}"], "2e-4"),
         ("distill", student, "2e-4"),
-        ("full", [], str(list(task.rates))),
+        ("full", ['pair = ["joint", "separate"]'] if task.pair and task.apart else [], str(list(task.rates))),
     ):
         lines += ["", f"[{stage}]", *head, f"epochs = {task.epochs}", f"learning_rate = {rate}"]
     return "\n".join(lines) + "\n"
@@ -167,6 +169,9 @@ def main() -> int:
     parser.add_argument("--teachers", nargs="+", choices=["self", "full"], help="of students (self)")
     parser.add_argument("--latents", type=int, nargs="+", help="of students, searched; 0 for none (0)")
     parser.add_argument("--rates", type=float, nargs="+", help="learning rates of the full models, searched (1e-4)")
+    parser.add_argument(
+        "--apart", nargs="+", default=[], help="tasks whose full model is tried in both readings (none)"
+    )
     parser.add_argument("--max-cost", type=float, help="budget: most time, as a share of separate full models'")
     parser.add_argument("--engine", default="auto", choices=["auto", "openvino", "torch"], help="measures costs (auto)")
     parser.add_argument("--replace", action="store_true", help="write over a project that is there")
@@ -184,7 +189,7 @@ def main() -> int:
     }
     asked = {field: getattr(options, option) for field, option in given.items()}
     asked = {field: tuple(values) for field, values in asked.items() if values is not None}
-    tasks = [replace(task, **asked) for task in tasks]
+    tasks = [replace(task, apart=task.name in options.apart, **asked) for task in tasks]
     project = project_file(options.encoder, options.seed, options.max_cost, options.engine)
     problems = prepare(data, options.out, tasks, rows=options.rows, project=project)
     if problems:
