@@ -27,6 +27,7 @@ __all__ = ["served"]
 SCRIPTS = (
     "command_line",
     "engine_page",
+    "merged",
     "served",
     "server",
     "server_page",
@@ -276,3 +277,69 @@ def test_the_page_of_the_engine_shows_shares_of_the_bare_trunk(scripts: dict[str
     assert "| SNIPS utterances: throughput per real token, of the static model's | at least 80 % | 75.0% |" in page
     assert "QNLI" not in page
     assert "engine, SNIPS utterances" in (tmp_path / "engine.svg").read_text()
+
+
+def merged_report(seed: int, *tasks: str) -> dict[str, Any]:
+    """A report as `merged.py` reads it."""
+
+    def of(name: str) -> dict[str, Any]:
+        reading = "single" if name == "cola" else "joint"
+        candidate = {"id": f"{name}/distill/{reading}/L2-l1-m4/teacher/full/s{seed}", "fork": 4, "layers": 1}
+        way = {"reading": reading, "learning_rate": 1e-4}
+        return {
+            "metric": "accuracy",
+            "reported": "dev",
+            "rows": {"train": 9},
+            "chosen": {**candidate, "reading": reading, "metrics": {"accuracy": 0.7 + seed / 1000}},
+            "baseline": {**way, "valid": 0.8, "metrics": {"accuracy": 0.75}},
+            "published": {**way, "learning_rate": 2e-4, "valid": 0.9, "metrics": {"accuracy": 0.8}},
+            "candidates": [{**candidate, "reading": reading, "valid": 0.8, "reported": 0.7, "ms": 3.0}],
+        }
+
+    return {
+        "tasks": {name: of(name) for name in tasks},
+        "cost": {"batch": 32, "tokens": 32, "engine": "openvino", "dtype": "bfloat16"},
+        "paper_rule": {},
+        "merged": {"relative_time": 0.2 + seed / 1000, "relative_layers": 0.2},
+    }
+
+
+def test_tasks_of_one_seed_stand_beside_those_of_several(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    merged = scripts["merged"]
+    options = Namespace(set="glue", grid=[])
+    both, alone = merged_report(13, "cola", "qnli"), merged_report(14, "cola")
+    found = merged.extended(merged.first(both, options), both, 13)
+    found = merged.extended(found, alone, 14)
+    cola, qnli = found["tasks"]["cola"], found["tasks"]["qnli"]
+    assert cola["merged"] == pytest.approx([0.713, 0.714])
+    assert qnli["merged"] == pytest.approx([0.713, 0.713])
+    assert cola["full_from"] == "published"  # stronger on valid
+    assert cola["full"] == cola["published"] == [0.8, 0.8]
+    assert cola["baseline"] == [0.75, 0.75]
+    assert (cola["rates"], cola["latents"], cola["tuned"]) == ([1e-4, 2e-4], 4, 2)
+    summary = found["summary"]
+    assert summary["relative_times"] == [pytest.approx(0.213)]  # of the whole merged model only
+    assert summary["relative_quality"] == pytest.approx((0.713 + 0.7135) / 1.6)
+    page = merged.page(found, "merged_cheap.json")
+    assert "| cola | accuracy (dev) | 0.750 | 0.800 * | 0.714 (0.713 to 0.714) |" in page
+    assert (
+        "| qnli | accuracy (dev) | 0.750 | 0.800 * | 0.713 | 89.1% | fork 4 + 1, 4 latents, distill | joint |" in page
+    )
+
+
+def test_later_seeds_train_only_what_was_selected(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "project.toml").write_text("[budget]\nmax_cost = 0.2\n")
+    (tmp_path / "tasks" / "mrpc.toml").write_text(
+        'pair = ["joint", "separate"]\n\n[tune]\nlayers = [1, 2]\n\n[distill]\nlayers = [1]\nlatents = [0, 4]\n\n'
+        '[full]\npair = ["joint", "separate"]\nepochs = 5\nlearning_rate = [5e-05, 0.0001]\n'
+    )
+    selected = {"tuned": 2, "layers": 1, "stage": "distill", "latents": 4, "pair": "joint"}
+    way = {"rates": [1e-4], "readings": ["joint", "separate"]}
+    scripts["merged"].narrow(tmp_path, {"mrpc": {**selected, **way}, "qnli": {}})
+    text = (tmp_path / "tasks" / "mrpc.toml").read_text()
+    assert text == (
+        'pair = ["joint"]\n\n[tune]\nlayers = [2]\n\n[distill]\nlayers = [1]\nlatents = [4]\n\n'
+        '[full]\npair = ["joint", "separate"]\nepochs = 5\nlearning_rate = [0.0001]\n'
+    )
+    assert "min_relative_quality" in (tmp_path / "project.toml").read_text()
