@@ -39,6 +39,8 @@ class Task:
     folder: str = ""
     # GLUE keeps the labels of test to itself, so dev is what is reported and valid comes from train.
     files: tuple[tuple[str, str], ...] = (("train", "train"), ("valid", "valid"), ("dev", "dev"))
+    # The key of labels that stand in later splits and not in train: all of them are listed in the task's file.
+    unseen: str | None = None
 
     def path(self, split: str) -> Path:
         """The file of a split, below the data folder."""
@@ -61,8 +63,10 @@ SNIPS = (
     Task("snips_slots", "tagging", "entity_f1", group="utterance", folder="snips", files=OWN_VALID),
 )
 OTHERS = (
-    Task("atis_intent", "classification", "accuracy", group="utterance", folder="atis", files=OWN_VALID),
-    Task("atis_slots", "tagging", "entity_f1", group="utterance", folder="atis", files=OWN_VALID),
+    Task(
+        "atis_intent", "classification", "accuracy", group="utterance", folder="atis", files=OWN_VALID, unseen="label"
+    ),
+    Task("atis_slots", "tagging", "entity_f1", group="utterance", folder="atis", files=OWN_VALID, unseen="tags"),
     Task("clinc150", "classification", "accuracy", epochs=8, group="utterance", files=OWN_VALID),
     Task("goemotions", "multilabel", "micro_f1", group="utterance", files=OWN_VALID),
 )
@@ -85,8 +89,20 @@ engine = "{engine}"
 """
 
 
-def task_file(task: Task, files: dict[str, str], rows: int) -> str:
-    """Text of tasks/NAME.toml; `files` holds the path of each split, `rows` the most that are trained on (0: all)."""
+def labels_of(task: Task, data: Path) -> list[str]:
+    """Every label of every split."""
+    found: set[str] = set()
+    for _, stem in task.files:
+        for line in (data / task.path(stem)).read_text(encoding="utf-8").splitlines():
+            value = json.loads(line)[task.unseen]
+            found |= set(value) if isinstance(value, list) else {value}
+    return sorted(found)
+
+
+def task_file(task: Task, files: dict[str, str], rows: int, labels: list[str]) -> str:
+    """Text of tasks/NAME.toml; `files` holds the path of each split, `rows` the most that are trained on (0: all), and
+    `labels` all labels, where train does not have them.
+    """
     lines = [
         "# Written by examples/glue/prepare.py.",
         f'kind = "{task.kind}"',
@@ -94,6 +110,7 @@ def task_file(task: Task, files: dict[str, str], rows: int) -> str:
         "max_tokens = 128",
     ]
     lines += [f'positive = "{task.positive}"'] if task.positive else []
+    lines += [f"labels = {json.dumps(labels)}"] if labels else []
     lines += [f"pair = {json.dumps(task.readings)}"] if task.pair else []
     lines += ["", "[data]", *(f"{split} = {json.dumps(path)}" for split, path in files.items())]
     lines += [f"max_train_rows = {rows}"] if rows else []
@@ -131,7 +148,8 @@ def prepare(data: Path, out: Path, tasks: list[Task], *, rows: int, project: str
     for task in tasks:
         files, missing = split_files(task, data, out)
         problems += missing
-        texts[f"{task.name}.toml"] = task_file(task, files, rows)
+        labels = labels_of(task, data) if task.unseen and not missing else []
+        texts[f"{task.name}.toml"] = task_file(task, files, rows, labels)
     if problems:
         return problems
     (out / "tasks").mkdir(parents=True, exist_ok=True)
