@@ -7,25 +7,24 @@ failed, 2 the input is wrong (see errors.py), 130 interrupted.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from trunkline.bench.command import bench
+from trunkline.console import AsJson, cells, count, err, out, print_json, project_of, released_of, root_of, table, when
 from trunkline.engine.choose import DTYPES
 from trunkline.errors import TrunklineError, UsageError
-from trunkline.pipeline.quantize_command import as_data, as_table, measured, quantize
+from trunkline.pipeline.quantize_command import as_data, measured, quantize
+from trunkline.pipeline.release_command import app as release_app
+from trunkline.pipeline.task_command import app as task_app
 from trunkline.pipeline.trunk_command import app as trunk_app
 from trunkline.serving.command import serve
-from trunkline.serving.release_command import deploy, hint
+from trunkline.serving.release_command import hint
 
 app = typer.Typer(
     help="Train each text task on its own; serve all of them in one pass of a shared, frozen BERT trunk.",
@@ -34,22 +33,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-task_app = typer.Typer(help="Add, remove or show a task.", no_args_is_help=True)
-release_app = typer.Typer(help="List, show, compare, deploy and roll back releases.", no_args_is_help=True)
 app.add_typer(task_app, name="task")
 app.add_typer(release_app, name="release")
 app.add_typer(trunk_app, name="trunk")
 app.command()(serve)
 app.command()(bench)
 app.command()(quantize)
-release_app.command()(deploy)
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
-ROOT = {"folder": Path()}
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Tasks = Annotated[list[str] | None, typer.Argument(help="Only these tasks; all by default.", show_default=False)]
 
 
@@ -85,64 +75,18 @@ def options(
     project: Annotated[Path, typer.Option("--project", "-C", help="The project's folder.")] = Path(),
 ) -> None:
     """Options of every command."""
-    ROOT["folder"] = project
 
 
-def _project() -> Any:
-    from trunkline.pipeline.project import Project
-
-    return Project.load(ROOT["folder"])
-
-
-def _released() -> Any:
-    """The project for commands that need only its releases: a task file with an error does not stop them."""
-    from trunkline.pipeline.project import Project
-
-    folder = ROOT["folder"]
-    return Project(folder) if (folder / "project.toml").is_file() else Project.load(folder)  # says what is missing
-
-
-def _live() -> Path:
+def _live(context: typer.Context) -> Path:
     """The bundle of the live release."""
-    project = _released()
+    project = released_of(context)
     folder: Path = project.releases.folder(project.released())
     return folder
 
 
-def _json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
-
-
-def _table(*columns: str) -> Table:
-    """A table without lines. ">name" is a column of numbers, "name…" one that is cut where it does not fit."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        number, cut = column.startswith(">"), column.endswith("…")
-        table.add_column(
-            column.strip(">…"),
-            justify="right" if number else "left",
-            no_wrap=number or cut or column == "task",
-            overflow="ellipsis" if cut else "fold",
-        )
-    return table
-
-
-def _cells(*values: object) -> tuple[Text, ...]:
-    """Cells as they stand: a name such as "[b]" is no markup."""
-    return tuple(Text(str(value)) for value in values)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def _when(created: str) -> str:
-    """2026-05-01T09:30:00+00:00 as 2026-05-01 09:30, which is UTC."""
-    return created[:16].replace("T", " ")
-
-
 @app.command()
 def init(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="Folder of the new project.")],
     source: Annotated[
         Path | None, typer.Option("--from", help="A table (csv, tsv, jsonl, parquet) to make tasks from.")
@@ -155,61 +99,62 @@ def init(
     """Start a project; with --from, one task per label column of a table."""
     from trunkline.project.scaffold import new_project
 
-    folder = ROOT["folder"] / name
-    table = _table("file", "what")
-    table.show_header = False
+    folder = root_of(context) / name
+    made = table("file", "what")
+    made.show_header = False
     for path, what in new_project(folder, source, text, text_pair):
-        table.add_row(*_cells(path, what))
-    out.print(table)
+        made.add_row(*cells(path, what))
+    out.print(made)
     out.print(f"\nnext: trunkline -C {folder} check", markup=False)
 
 
 @app.command()
-def check(as_json: AsJson = False) -> None:
+def check(context: typer.Context, as_json: AsJson = False) -> None:
     """Read every file and every row of data, and report all problems at once."""
     from trunkline.pipeline.project import check as checked
 
-    found = checked(ROOT["folder"])  # not Project.load(…).check(): all problems at once, of files and of data
+    found = checked(root_of(context))  # not Project.load(…).check(): all problems at once, of files and of data
     if as_json:
-        return _json(found)
-    table = _table("task", "kind…", "> train", "> valid", "> reported", "labels…")
-    notes = _table("task", "note")
+        return print_json(found)
+    made = table("task", "kind…", "> train", "> valid", "> reported", "labels…")
+    notes = table("task", "note")
     for name, task in found.items():
         rows = task["rows"]
         reported = ", ".join(f"{count:,} {split}" for split, count in rows.items() if split not in ("train", "valid"))
         labels = f"{len(task['labels'])}: {', '.join(task['labels'])}" if task["labels"] else "-"
-        table.add_row(*_cells(name, task["kind"], f"{rows['train']:,}", f"{rows['valid']:,}", reported, labels))
+        made.add_row(*cells(name, task["kind"], f"{rows['train']:,}", f"{rows['valid']:,}", reported, labels))
         for number, note in enumerate(task["notes"]):
-            notes.add_row(*_cells("" if number else name, note))
-    out.print(table)
+            notes.add_row(*cells("" if number else name, note))
+    out.print(made)
     if notes.row_count:
         out.print()
         out.print(notes)
 
 
 @app.command()
-def plan(tasks: Tasks = None, as_json: AsJson = False) -> None:
+def plan(context: typer.Context, tasks: Tasks = None, as_json: AsJson = False) -> None:
     """Say what `run` would do, and why."""
-    found = _project().plan(tasks)
+    found = project_of(context).plan(tasks)
     if as_json:
         steps = [{"stage": s.stage.id, "kind": s.stage.kind, "why": s.why, "resumes": s.resumes} for s in found.steps]
-        return _json({"steps": steps, "done": found.done, "merges": found.merges, "removed": found.removed})
-    table = _table("stage", "why")
+        return print_json({"steps": steps, "done": found.done, "merges": found.merges, "removed": found.removed})
+    made = table("stage", "why")
     for step in found.steps:
-        table.add_row(*_cells(step.stage.id, step.why + ("; resumes" if step.resumes else "")))
+        made.add_row(*cells(step.stage.id, step.why + ("; resumes" if step.resumes else "")))
     if found.steps:
-        out.print(table)
+        out.print(made)
         out.print()
     for task in found.removed:
         out.print(f"{task}: its file is gone; the next release is made without it", markup=False)
     if not found.merges:
         return out.print("nothing to do: the live release is what the files say")
-    todo = f"{_count(len(found.steps), 'stage')} to run, {found.done} done" if found.steps else "every stage is done"
+    todo = f"{count(len(found.steps), 'stage')} to run, {found.done} done" if found.steps else "every stage is done"
     out.print(f"{todo}; then select, merge, prove and release")
 
 
 @app.command()
 def run(
+    context: typer.Context,
     tasks: Tasks = None,
     reselect: Annotated[
         bool, typer.Option(help="Choose anew for all tasks; by default released tasks keep their branch.")
@@ -228,42 +173,44 @@ def run(
     from trunkline.pipeline.project import PAGE
     from trunkline.report import print_report
 
-    project = _project()
-    if not (tasks or reselect or remeasure or project.plan().merges) and project.report_file.exists():
-        live = project.releases.live()
+    project = project_of(context)
+    live = project.releases.live()
+    if live and not (tasks or reselect or remeasure or project.plan().merges) and project.report_file.exists():
         if as_json:
-            return _json({"release": live.id, "ran": 0})
+            return print_json({"release": live.id, "ran": 0})
         return out.print(f"nothing to do: release {live.id} is what the files say", markup=False)
     with Terminal(err) as show:
         result = project.run(tasks, reselect=reselect, remeasure=remeasure, show=show)
     if as_json:
-        return _json({"release": result.release and result.release.id, "ran": result.ran, "report": result.report})
-    if result.report:
+        return print_json({"release": result.release and result.release.id, "ran": result.ran, "report": result.report})
+    if result.release and result.report:
         print_report(result.report, out)
         out.print(f"\nrelease {result.release.id} is live; report: {project.root / PAGE}", markup=False, soft_wrap=True)
-        if (told := hint(project.releases, ROOT["folder"])) is not None:
+        if (told := hint(project.releases, root_of(context))) is not None:
             out.print(told, markup=False, soft_wrap=True)
 
 
 @app.command("eval")
 def evaluate(
+    context: typer.Context,
     tasks: Tasks = None,
     release: Annotated[str | None, typer.Option(help="A release; the live one by default.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score the merged model on the splits that no choice has seen."""
-    found = _project().evaluate(tasks, release=release)
+    found = project_of(context).evaluate(tasks, release=release)
     if as_json:
-        return _json(found)
-    table = _table("task", "split", "metrics")
+        return print_json(found)
+    made = table("task", "split", "metrics")
     for task, splits in found.items():
         for split, metrics in splits.items():
-            table.add_row(*_cells(task, split, "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())))
-    out.print(table)
+            made.add_row(*cells(task, split, "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())))
+    out.print(made)
 
 
 @app.command()
 def predict(
+    context: typer.Context,
     texts: Annotated[
         list[str] | None, typer.Argument(help="Texts; else --file, else one per line on stdin.", show_default=False)
     ] = None,
@@ -301,12 +248,12 @@ def predict(
     if pair is not None and (not texts or len(texts) != 1):
         raise UsageError("--pair goes with a single text; for more pairs use --file, or JSON objects on stdin")
     lines = None if texts else read_inputs(file, sys.stdin, text, text_pair)
-    model = Bundle.load(bundle if bundle is not None else _live(), engine=engine, dtype=dtype)
+    model = Bundle.load(bundle if bundle is not None else _live(context), engine=engine, dtype=dtype)
     if lines is None:
         inputs = [{"text": given, "text_pair": pair} for given in texts or ()]
         answers = model.predict(inputs, task)
         if as_json:
-            return _json([{**item, "answers": answers_of(a)} for item, a in zip(inputs, answers, strict=True)])
+            return print_json([{**item, "answers": answers_of(a)} for item, a in zip(inputs, answers, strict=True)])
         for number, (item, answer) in enumerate(zip(inputs, answers, strict=True)):
             if number:
                 out.print()
@@ -314,19 +261,19 @@ def predict(
         return None
     if file is None and sys.stdin.isatty():
         err.print("one text per line; Ctrl-D ends")
-    count, seconds = stream(model, lines, task, batch_size, sys.stdout)
-    speed = f"{count / max(seconds, 1e-9):,.0f} per second, " if count else ""
-    err.print(f"{_count(count, 'input')}, {speed}{_count(len(set(task or model.tasks)), 'task')} each")
+    number, seconds = stream(model, lines, task, batch_size, sys.stdout)
+    speed = f"{number / max(seconds, 1e-9):,.0f} per second, " if number else ""
+    err.print(f"{count(number, 'input')}, {speed}{count(len(set(task or model.tasks)), 'task')} each")
     return None
 
 
 def _show_answers(item: dict[str, Any], answers: dict[str, dict[str, Any]]) -> None:
     out.print(Text(item["text"] + (f"  |  {item['text_pair']}" if item["text_pair"] else ""), style="bold"))
-    table = _table("task", "answer", "> score")
-    table.show_header = False
+    made = table("task", "answer", "> score")
+    made.show_header = False
     for task, answer in answers.items():
-        table.add_row(*_cells(f"  {task}", *_shown(answer)))
-    out.print(table)
+        made.add_row(*cells(f"  {task}", *_shown(answer)))
+    out.print(made)
 
 
 def _shown(answer: dict[str, Any]) -> tuple[str, str]:
@@ -341,155 +288,39 @@ def _shown(answer: dict[str, Any]) -> tuple[str, str]:
     return f"{answer['score']:.3f}", ""
 
 
-@task_app.command("add")
-def task_add(
-    name: Annotated[str, typer.Argument(help="Name of the new task.")],
-    kind: Annotated[str, typer.Option(help="classification, multilabel, regression, tagging or relevance.")],
-    train: Annotated[str, typer.Option(help="Its training data, as seen from the project's folder.")],
-    text: Annotated[str | None, typer.Option(help="Column with the text (tagging: with its words).")] = None,
-    text_pair: Annotated[str | None, typer.Option("--text-pair", help="Column with the second text of a pair.")] = None,
-    label: Annotated[str | None, typer.Option(help="Column with what is to be learned.")] = None,
-) -> None:
-    """Write tasks/NAME.toml."""
-    from trunkline.project.scaffold import add_task
-
-    path = add_task(ROOT["folder"], name, kind, train, text, label, text_pair)
-    out.print(f"wrote {path}", markup=False, soft_wrap=True)
-
-
-@task_app.command("remove")
-def task_remove(name: Annotated[str, typer.Argument(help="Name of the task.")]) -> None:
-    """Delete tasks/NAME.toml; the next run releases without it. Data and past releases stay."""
-    from trunkline.project.scaffold import remove_task
-
-    path = remove_task(ROOT["folder"], name)
-    out.print(f"removed {path}; `trunkline run` releases without it", markup=False, soft_wrap=True)
-
-
-@task_app.command("show")
-def task_show(name: Annotated[str, typer.Argument(help="Name of the task.")], as_json: AsJson = False) -> None:
-    """Show a task's settings, defaults included, and what is live of it."""
-    project = _project()
-    settings = project.task(name)
-    live = project.releases.live()
-    value = {"task": name, "settings": settings.model_dump(mode="json"), "live": live.tasks.get(name) if live else None}
-    if as_json:
-        return _json(value)
-    table = _table("key", "value", "")
-    chosen = dict(_flat(settings.model_dump(mode="json", exclude_unset=True)))
-    for key, entry in _flat(settings.model_dump(mode="json")):
-        if entry is not None:
-            shown = json.dumps(entry, ensure_ascii=False)
-            table.add_row(*_cells(key, shown, "" if key in chosen else "default"))
-    out.print(table)
-    branch = f"release {live.id}, branch {value['live'][:16]}" if live and value["live"] else "not released yet"
-    out.print(f"\n{branch}", markup=False)
-
-
-def _flat(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings as ("tune.layers", [2, 3])."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value
-
-
-@release_app.command("list")
-def release_list(as_json: AsJson = False) -> None:
-    """All releases, the live one marked."""
-    releases = _released().releases
-    live = releases.live()
-    if as_json:
-        return _json([{**release.model_dump(), "live": release == live} for release in releases.list()])
-    if live is None:
-        return out.print("no release yet: trunkline run")
-    table = _table("", "id", "created (UTC)", "> tasks", "new in it")
-    for release in releases.list():
-        mark = "*" if release == live else ""
-        table.add_row(*_cells(mark, release.id, _when(release.created), len(release.tasks), release.note))
-    out.print(table)
-
-
-@release_app.command("show")
-def release_show(
-    id: Annotated[str | None, typer.Argument(help="The live one by default.")] = None, as_json: AsJson = False
-) -> None:
-    """One release: its bundle, and each task's branch."""
-    project = _released()
-    release = project.released(id)
-    int8 = measured(project.releases.folder(release))
-    if as_json:
-        return _json({**release.model_dump(), "int8": as_data(int8)})
-    out.print(
-        f"{release.id}  {_when(release.created)} UTC  {project.releases.folder(release)}", markup=False, soft_wrap=True
-    )
-    out.print(f"new in it: {release.note}\n", markup=False)
-    table = _table("task", "branch")
-    for task, sha in release.tasks.items():
-        table.add_row(*_cells(task, sha[:16]))
-    out.print(table)
-    if int8 is not None:
-        out.print()
-        out.print(as_table(int8))
-
-
-@release_app.command("rollback")
-def release_rollback(
-    id: Annotated[str | None, typer.Argument(help="By default the one before the live one.")] = None,
-) -> None:
-    """Make an earlier release live again."""
-    project = _released()
-    release = project.rollback(id)
-    out.print(f"release {release.id} is live", markup=False)
-    if (told := hint(project.releases, ROOT["folder"])) is not None:
-        out.print(told, markup=False, soft_wrap=True)
-
-
-@release_app.command("diff")
-def release_diff(
-    old: Annotated[str, typer.Argument(help="A release.")],
-    new: Annotated[str, typer.Argument(help="A later one.")],
-    as_json: AsJson = False,
-) -> None:
-    """Which tasks changed between two releases."""
-    difference = _released().releases.diff(old, new)
-    if as_json:
-        return _json(difference.model_dump())
-    for name, tasks in difference.model_dump().items():
-        out.print(f"{name:<8} {', '.join(tasks) or '-'}", markup=False)
-
-
 @app.command()
-def report(as_json: AsJson = False) -> None:
+def report(context: typer.Context, as_json: AsJson = False) -> None:
     """Print the last run's report; the page is report.html in the project's folder."""
     from trunkline.report import print_report
 
-    project = _released()
+    project = released_of(context)
     data = project.report()
     if as_json:
-        return _json(data)
+        return print_json(data)
     print_report(data, out)
     out.print(f"\n{project.write_page(data)}", markup=False, soft_wrap=True)
 
 
 @app.command()
 def gc(
+    context: typer.Context,
     keep: Annotated[int, typer.Option(min=1, help="Releases to keep besides the live one.")] = 5,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be freed.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Free what neither the task files nor a kept release need."""
-    freed = _project().gc(keep=keep, dry=dry_run)
+    freed = project_of(context).gc(keep=keep, dry=dry_run)
     total = sum(item.size for item in freed)
     if as_json:
-        return _json({"freed": [{"path": str(i.path), "what": i.what, "bytes": i.size} for i in freed], "bytes": total})
-    table = _table("what", "> count", "> MB")
+        return print_json(
+            {"freed": [{"path": str(i.path), "what": i.what, "bytes": i.size} for i in freed], "bytes": total}
+        )
+    made = table("what", "> count", "> MB")
     for what in sorted({item.what for item in freed}):
         items = [item for item in freed if item.what == what]
-        table.add_row(*_cells(what, len(items), f"{sum(item.size for item in items) / 1e6:,.1f}"))
+        made.add_row(*cells(what, len(items), f"{sum(item.size for item in items) / 1e6:,.1f}"))
     if freed:
-        out.print(table)
+        out.print(made)
     out.print(f"{'would free' if dry_run else 'freed'} {total / 1e6:,.1f} MB")
 
 
@@ -499,16 +330,16 @@ def _int8(int8: Any) -> str:
 
 
 @app.command()
-def info(as_json: AsJson = False) -> None:
+def info(context: typer.Context, as_json: AsJson = False) -> None:
     """The machine, the encoder, the tasks and the live release."""
     from trunkline import __version__
     from trunkline.machine import machine
 
-    project = _project()
+    project = project_of(context)
     live = project.releases.live()
     int8 = measured(project.releases.folder(live)) if live else None
     source = project.source
-    value = {
+    value: dict[str, Any] = {
         "trunkline": __version__,
         "machine": machine(),
         "project": str(project.root),
@@ -525,24 +356,24 @@ def info(as_json: AsJson = False) -> None:
         "store_bytes": project.store.size(),
     }
     if as_json:
-        return _json(value)
+        return print_json(value)
     size = value["machine"]
     kinds = [f"{name} ({kind})" for name, kind in value["tasks"].items()]
-    table = _table("", "")
-    table.show_header = False
+    made = table("", "")
+    made.show_header = False
     for key, shown in {
         "trunkline": f"{__version__}, torch {size['torch']}",
-        "machine": f"{size['cpu']}, {_count(size['cores'], 'core')}",
+        "machine": f"{size['cpu']}, {count(size['cores'], 'core')}",
         "project": project.root.resolve(),
         "encoder": f"{source.name}: {source.family}, {source.depth} layers, width {source.width}",
         "": f"fingerprint {source.fingerprint[:16]}",
         "tasks": ", ".join(kinds),
-        "live": f"{live.id} of {_when(live.created)} UTC" if live else "no release yet",
+        "live": f"{live.id} of {when(live.created)} UTC" if live else "no release yet",
         "int8": "not measured: trunkline quantize" if int8 is None else _int8(int8),
         "store": f"{value['store_bytes'] / 1e6:,.1f} MB",
     }.items():
-        table.add_row(*_cells(key, shown))
-    out.print(table)
+        made.add_row(*cells(key, shown))
+    out.print(made)
 
 
 if __name__ == "__main__":

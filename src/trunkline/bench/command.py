@@ -21,6 +21,7 @@ from trunkline.bench import plot as picture
 from trunkline.bench.load import Load
 from trunkline.bench.show import print_costs, print_loads
 from trunkline.bundle.release import Releases
+from trunkline.console import root_of
 from trunkline.engine.choose import DEVICES, DTYPES, ENGINES
 from trunkline.errors import UsageError, unknown
 from trunkline.machine import machine
@@ -136,7 +137,7 @@ def _folder(context: typer.Context, bundle: Path | None) -> Path:
     """The folder of a bundle that is named, or live in the project."""
     if bundle is not None:
         return bundle
-    root = context.find_root().params.get("project", Path())
+    root = root_of(context)
     if not (root / "project.toml").is_file():
         raise UsageError(f"{root.resolve()} is no project: name a bundle to measure, or the project's folder with -C")
     releases = Releases(root / _STORE)

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trunkline.bundle.manifest import VALID, Int8Entry, read_manifest
+from trunkline.console import root_of
 from trunkline.errors import BundleError, MissingExtra
 
 
@@ -31,7 +32,7 @@ def quantize(
     from trunkline.pipeline.project import Project
     from trunkline.pipeline.quantize import quantize as run
 
-    project = Project.load(context.find_root().params.get("project", Path()))
+    project = Project.load(root_of(context))
     before = project.released()
     with Terminal(Console(stderr=True, highlight=False)) as show:
         release = run(project, recalibrate=recalibrate, show=show)

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from trunkline.console import AsJson, cells, err, out, print_json, project_of, table
 from trunkline.errors import EncoderError, UsageError
 
 if TYPE_CHECKING:
-    from trunkline.pipeline.project import Change, Project
+    from trunkline.pipeline.project import Change
 
 app = typer.Typer(help="Adapt the trunk to the tasks, list trunks, and move the project to one.", no_args_is_help=True)
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-
-
-def _project(context: typer.Context) -> Project:
-    from trunkline.pipeline.project import Project
-
-    return Project.load(context.find_root().params.get("project", Path()))
 
 
 @app.command()
@@ -44,22 +31,22 @@ def adapt(
     """Train the encoder on the tasks together, as [adapt] in project.toml says, and freeze it as a new trunk."""
     from trunkline.pipeline.progress import Terminal
 
-    project = _project(context)
+    project = project_of(context)
     with Terminal(err) as show:
         trunk = project.trunks.adapt(name, without=without or (), show=show)
     if as_json:
-        return print(trunk.model_dump_json(indent=2))
-    table = _table("task", "> valid")
+        return print_json(trunk.model_dump(mode="json"))
+    made = table("task", "> valid")
     for task, value in sorted(trunk.valid.items()):
-        table.add_row(task, f"{value:.4f}")
-    out.print(table)
+        made.add_row(task, f"{value:.4f}")
+    out.print(made)
     out.print(f"\ntrunk {name}, fingerprint {trunk.fingerprint[:16]}; next: trunkline trunk use {name}", markup=False)
 
 
 @app.command("list")
 def list_(context: typer.Context, as_json: AsJson = False) -> None:
     """The trunks that were adapted here; the one in use is marked."""
-    project = _project(context)
+    project = project_of(context)
     trunks = project.trunks.all()
     encoder = project.files.settings.encoder
     fingerprint, missing = None, ""
@@ -69,18 +56,18 @@ def list_(context: typer.Context, as_json: AsJson = False) -> None:
         missing = str(error)  # the more reason to see what there is
     if as_json:
         found = [{**trunk.model_dump(), "in_use": trunk.fingerprint == fingerprint} for trunk in trunks]
-        return print(json.dumps({"encoder": encoder, "fingerprint": fingerprint, "trunks": found}, indent=2))
-    table = _table("", "trunk", "fingerprint", "adapted from", "tasks", "> mean valid")
+        return print_json({"encoder": encoder, "fingerprint": fingerprint, "trunks": found})
+    made = table("", "trunk", "fingerprint", "adapted from", "tasks", "> mean valid")
     if all(trunk.fingerprint != fingerprint for trunk in trunks):
-        table.add_row(*_cells("*", encoder, (fingerprint or "missing")[:16], "", "", ""))
+        made.add_row(*cells("*", encoder, (fingerprint or "missing")[:16], "", "", ""))
     if missing:
         err.print(missing, markup=False, soft_wrap=True)
     for trunk in trunks:
         mark = "*" if trunk.fingerprint == fingerprint else ""
         mean = sum(trunk.valid.values()) / len(trunk.valid)
         tasks = ", ".join(trunk.tasks)
-        table.add_row(*_cells(mark, trunk.name, trunk.fingerprint[:16], trunk.base, tasks, f"{mean:.4f}"))
-    return out.print(table)
+        made.add_row(*cells(mark, trunk.name, trunk.fingerprint[:16], trunk.base, tasks, f"{mean:.4f}"))
+    return out.print(made)
 
 
 @app.command()
@@ -96,7 +83,7 @@ def use(
     """Train every task over another trunk, show what changes, and release all of them or none."""
     from trunkline.pipeline.progress import Terminal
 
-    project = _project(context)
+    project = project_of(context)
     if not yes and not sys.stdin.isatty():
         raise UsageError("`trunk use` asks before it releases; where nobody can answer, say --yes")
     seen: list[Change] = []
@@ -113,7 +100,7 @@ def use(
         result = project.trunks.use(name, agree, revision=revision, show=show)
     released = None if result is None or result.release is None else result.release.id
     if as_json:
-        return print(json.dumps({"release": released, "changes": [asdict(change) for change in seen]}, indent=2))
+        return print_json({"release": released, "changes": [asdict(change) for change in seen]})
     if yes:
         out.print(_changes(seen))
     said = "nothing was released; all that was trained is kept" if released is None else f"release {released} is live"
@@ -122,22 +109,10 @@ def use(
 
 def _changes(changes: Sequence[Change]) -> Table:
     """A row per task: its metric on valid, as it is live and as it would be."""
-    table = _table("task", "metric on valid", "> live", "> then", "> change")
+    made = table("task", "metric on valid", "> live", "> then", "> change")
     for change in changes:
         before, moved = "-", "-"
         if change.before is not None:
             before, moved = f"{change.before:.4f}", f"{change.after - change.before:+.4f}"
-        table.add_row(*_cells(change.task, change.metric, before, f"{change.after:.4f}", moved))
-    return table
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        number = column.startswith(">")
-        table.add_column(column.strip("> "), justify="right" if number else "left", no_wrap=number)
-    return table
-
-
-def _cells(*values: Any) -> tuple[Text, ...]:
-    return tuple(Text(str(value)) for value in values)
+        made.add_row(*cells(change.task, change.metric, before, f"{change.after:.4f}", moved))
+    return made

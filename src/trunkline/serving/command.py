@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from trunkline.bundle.manifest import read_manifest
 from trunkline.bundle.release import BUNDLES, Releases
+from trunkline.console import root_of
 from trunkline.engine.choose import DEVICES, DTYPES, ENGINES
 from trunkline.errors import MissingExtra, UsageError, unknown
 from trunkline.serving.limits import Limits
@@ -68,7 +69,7 @@ def serve(
     ):
         if value not in known:
             raise UsageError(unknown(what, value, known))
-    root = context.find_root().params.get("project", Path())
+    root = root_of(context)
     releases = releases_of(root) if bundle is None else None
     keys = Keys(
         api=read_key("TRUNKLINE_API_KEY", api_key_file, os.environ),

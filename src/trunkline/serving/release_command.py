@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from trunkline.bundle.release import Releases
+from trunkline.console import root_of
 from trunkline.errors import StoreError, TrunklineError
 from trunkline.serving import local
 from trunkline.serving.command import releases_of
@@ -42,7 +43,7 @@ def deploy(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
     """Have this project's servers on this machine take over the live release, without a restart."""
-    root = context.find_root().params.get("project", Path())
+    root = root_of(context)
     releases = releases_of(root)
     named = None if id is None else Path(releases.get(id).bundle).name
     try:
