@@ -16,9 +16,11 @@ from branches import ALL_SORTS, INPUTS, Made, branch_files, load_trunk, random_b
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trunkline.atomic import exclusive
+from trunkline.atomic import exclusive, write_json
 from trunkline.bundle import Bundle, verify
+from trunkline.bundle.manifest import bundle_id, file_hash, read_manifest
 from trunkline.bundle.merge import merge
+from trunkline.bundle.probes import Probes
 from trunkline.engine import Input, ItemError
 from trunkline.errors import BundleError, ProbeError, StoreError, UsageError
 from trunkline.model.branch import Branch, first_subwords, load_branch, save_branch
@@ -137,6 +139,25 @@ def test_a_bundle_is_the_same_whatever_it_was_made_after(made: Made, tmp_path: P
     assert merge(made.source, made.some("slots", "intent"), INPUTS, out, larger, name="x") == fresh
     assert merge(made.source, made.some("slots", "intent"), INPUTS, tmp_path / "other", name="x").name == fresh.name
     assert sorted(path.name for path in out.iterdir()) == sorted(["merge.lock", fresh.name, larger.name])
+
+
+def test_logits_that_another_run_rounds_differently_make_no_other_bundle(made: Made, tmp_path: Path) -> None:
+    out = tmp_path / "bundles"
+    first = merge(made.source, made.some("intent", "slots"), INPUTS, out, name="x")
+    probes = Probes.read(first / "probes.json")
+    nudged = {task: tuple(_nudged(found) for found in results) for task, results in probes.logits.items()}
+    write_json(first / "probes.json", probes.model_copy(update={"logits": nudged}).model_dump(mode="json"))
+    manifest = read_manifest(first)
+    entry = manifest.probes.model_copy(update={"sha256": file_hash(first / "probes.json")})
+    manifest.model_copy(update={"probes": entry}).write(first)
+    other = first.rename(out / bundle_id(first))
+    assert other.name != first.name
+    assert merge(made.source, made.some("intent", "slots"), INPUTS, out, other, name="x") == other
+    assert merge(made.source, made.some("intent", "slots"), INPUTS[:-1], out, other, name="x") != other
+
+
+def _nudged(found: Any) -> Any:
+    return [_nudged(value) for value in found] if isinstance(found, list) else found and found + 1e-9
 
 
 def test_bundles_with_one_trunk_keep_it_once_and_own_what_the_user_may_change(made: Made, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def _prove(
     manifest: Manifest,
     before: Bundle | None,
 ) -> Probes:
-    """The proofs of promises 1 and 2; returns the probes with the merged model's logits."""
+    """The proofs of promises 1 and 2; returns the probes with the merged model's logits, as the bundle has them."""
     from trunkline.engine.torch import TorchEngine
 
     trunk = load_trunk(scratch / TRUNK, source.fingerprint)
@@ -156,7 +156,18 @@ def _prove(
         _prove_isolation(before, manifest, engine, probes)
     del trunk, staged, engine
     _prove_single(source, branch_files, probes, merged)
-    return Probes.made(probes, merged)
+    made = Probes.made(probes, merged)
+    return _unless_rounding(made, manifest, before)
+
+
+def _unless_rounding(made: Probes, manifest: Manifest, before: Bundle | None) -> Probes:
+    """The probes of an earlier bundle of the very same parts: logits that this run rounds in another way, as with
+    another number of threads, do not make it another bundle.
+    """
+    if before is None or (before.manifest.trunk, before.manifest.branches) != (manifest.trunk, manifest.branches):
+        return made
+    kept = before.probes()
+    return kept if kept.inputs == made.inputs else made
 
 
 def _prove_isolation(before: Bundle, manifest: Manifest, engine: Engine, probes: list[Input]) -> None:
