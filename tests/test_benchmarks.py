@@ -17,16 +17,20 @@ import pytest
 pytest.importorskip("uvicorn", reason="the benchmarks drive the real server, which needs the extra serve")
 
 from client.conftest import served
+from projects import write_project
 from serving.fakes import FakeService
 
 from trunkline.bench.turns import Took
 from trunkline.engine.base import Input, Job, Work
 from trunkline.machine import machine
+from trunkline.pipeline.progress import Silent
+from trunkline.pipeline.project import Project
 
 __all__ = ["served"]
 SCRIPTS = (
     "command_line",
     "engine_page",
+    "full_models",
     "merged",
     "served",
     "server",
@@ -285,14 +289,15 @@ def merged_report(seed: int, *tasks: str) -> dict[str, Any]:
     def of(name: str) -> dict[str, Any]:
         reading = "single" if name == "cola" else "joint"
         candidate = {"id": f"{name}/distill/{reading}/L2-l1-m4/teacher/full/s{seed}", "fork": 4, "layers": 1}
-        way = {"reading": reading, "learning_rate": 1e-4}
+        way = {"reading": None if name == "cola" else reading, "learning_rate": 1e-4}
+        searched = {"way": way, "tried": [{**way, "valid": 0.8}]}
         return {
             "metric": "accuracy",
             "reported": "dev",
             "rows": {"train": 9},
             "chosen": {**candidate, "reading": reading, "metrics": {"accuracy": 0.7 + seed / 1000}},
-            "baseline": {**way, "valid": 0.8, "metrics": {"accuracy": 0.75}},
-            "published": {**way, "learning_rate": 2e-4, "valid": 0.9, "metrics": {"accuracy": 0.8}},
+            "baseline": {**searched, "valid": 0.8, "metrics": {"accuracy": 0.75}},
+            "published": {**searched, "valid": 0.9, "metrics": {"accuracy": 0.8}},
             "candidates": [{**candidate, "reading": reading, "valid": 0.8, "reported": 0.7, "ms": 3.0}],
         }
 
@@ -316,11 +321,12 @@ def test_tasks_of_one_seed_stand_beside_those_of_several(scripts: dict[str, Modu
     assert cola["full_from"] == "published"  # stronger on valid
     assert cola["full"] == cola["published"] == [0.8, 0.8]
     assert cola["baseline"] == [0.75, 0.75]
-    assert (cola["rates"], cola["latents"], cola["tuned"]) == ([1e-4, 2e-4], 4, 2)
+    assert (cola["ways"]["published"]["learning_rate"], cola["latents"], cola["tuned"]) == (1e-4, 4, 2)
     summary = found["summary"]
     assert summary["relative_times"] == [pytest.approx(0.213)]  # of the whole merged model only
     assert summary["relative_quality"] == pytest.approx((0.713 + 0.7135) / 1.6)
     page = merged.page(found, "merged_cheap.json")
+    assert "| qnli | published | 0.0001 (joint): 0.800 | 0.0001 (joint) |" in page
     assert "| cola | accuracy (dev) | 0.750 | 0.800 * | 0.714 (0.713 to 0.714) |" in page
     assert (
         "| qnli | accuracy (dev) | 0.750 | 0.800 * | 0.713 | 89.1% | fork 4 + 1, 4 latents, distill | joint |" in page
@@ -330,16 +336,49 @@ def test_tasks_of_one_seed_stand_beside_those_of_several(scripts: dict[str, Modu
 def test_later_seeds_train_only_what_was_selected(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
     (tmp_path / "tasks").mkdir()
     (tmp_path / "project.toml").write_text("[budget]\nmax_cost = 0.2\n")
-    (tmp_path / "tasks" / "mrpc.toml").write_text(
-        'pair = ["joint", "separate"]\n\n[tune]\nlayers = [1, 2]\n\n[distill]\nlayers = [1]\nlatents = [0, 4]\n\n'
-        '[full]\npair = ["joint", "separate"]\nepochs = 5\nlearning_rate = [5e-05, 0.0001]\n'
-    )
+    for name in ("mrpc", "qnli"):
+        (tmp_path / "tasks" / f"{name}.toml").write_text(
+            'kind = "classification"\npair = ["joint", "separate"]\n[data]\ntrain = "train.jsonl"\n'
+            "[tune]\nlayers = [1, 2]\n[distill]\nlayers = [1]\nlatents = [0, 4]\n"
+        )
     selected = {"tuned": 2, "layers": 1, "stage": "distill", "latents": 4, "pair": "joint"}
-    way = {"rates": [1e-4], "readings": ["joint", "separate"]}
-    scripts["merged"].narrow(tmp_path, {"mrpc": {**selected, **way}, "qnli": {}})
-    text = (tmp_path / "tasks" / "mrpc.toml").read_text()
-    assert text == (
-        'pair = ["joint"]\n\n[tune]\nlayers = [2]\n\n[distill]\nlayers = [1]\nlatents = [4]\n\n'
-        '[full]\npair = ["joint", "separate"]\nepochs = 5\nlearning_rate = [0.0001]\n'
-    )
-    assert "min_relative_quality" in (tmp_path / "project.toml").read_text()
+    project = scripts["merged"].narrowed(Project.load(tmp_path), {"mrpc": selected})
+    assert project.tasks == ["mrpc"]
+    task = project.task("mrpc")
+    assert (task.pair, task.tune.layers, task.distill.layers, task.distill.latents) == (["joint"], [2], [1], [4])
+    assert project.files.settings.budget.max_cost is None
+
+
+@pytest.mark.parametrize(
+    ("heights", "best", "trials"),
+    [
+        ({1e-4: 0.5, 2e-4: 0.6, 4e-4: 0.6}, 2e-4, 3),  # as good is no better
+        ({1e-4: 0.5, 2e-4: 0.4, 5e-5: 0.6, 2.5e-5: 0.3}, 5e-5, 4),
+        ({1e-4: 0.5, 2e-4: 0.4, 5e-5: 0.4}, 1e-4, 3),
+    ],
+)
+def test_rates_are_climbed_while_valid_rises(
+    scripts: dict[str, ModuleType], heights: dict[float, float], best: float, trials: int
+) -> None:
+    asked: list[float] = []
+    score = {round(rate, 9): height for rate, height in heights.items()}
+    found = scripts["full_models"].climb(lambda rate: asked.append(rate) or score[round(rate, 9)])
+    assert found == pytest.approx(best)
+    assert len(asked) == trials
+
+
+def test_a_full_model_is_trained_by_the_strongest_of_all_ways(
+    scripts: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = {"kind": "classification", "pair": ["joint"], "full": {"pair": ["joint", "separate"]}}
+    project = Project.load(write_project(tmp_path / "project", {"same": task}))
+    way_of = scripts["full_models"].Way
+    monkeypatch.setattr(scripts["full_models"], "ROWS", 20)
+    full = scripts["full_models"].strongest(project, {"same"}, Silent())["same"]
+    ways = {(one["learning_rate"], one["reading"]) for one in full.tried}
+    assert {reading for _, reading in ways} == {"joint", "separate"}
+    assert (full.way.learning_rate, full.way.reading) in ways
+    chosen = [one["valid"] for one in full.tried if way_of(one["learning_rate"], one["reading"]) == full.way]
+    assert chosen == [max(one["valid"] for one in full.tried)]
+    only = scripts["full_models"].by(project.task("same"), full.way).full
+    assert (only.learning_rate, only.pair) == ([full.way.learning_rate], [full.way.reading])

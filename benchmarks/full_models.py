@@ -1,0 +1,100 @@
+"""The strongest full model of each task: fine-tuning over learning rates and, for pairs, over both readings.
+
+Rates are climbed in steps of two from `START` while `valid` rises, in the first reading that the task's `[full]` names;
+other readings are then tried at the best rate. Large tasks are searched on `ROWS` train rows and trained once on all.
+Every trial is a stage of the project's store, so that a killed search goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from trunkline.pipeline.progress import Show
+from trunkline.pipeline.project import Project
+from trunkline.pipeline.stages import StageKind
+from trunkline.project.config import TaskSettings
+
+START = 1e-4
+ROWS = 8_000
+"""Train rows that the search of a large task sees."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a full model is trained; `reading` is None for single texts."""
+
+    learning_rate: float
+    reading: str | None = None
+
+
+@dataclass(frozen=True)
+class Full:
+    """A full model: how it was found to be trained, with every way that was tried, and its metrics by split."""
+
+    way: Way
+    metrics: dict[str, dict[str, float]]
+    tried: list[dict[str, Any]]
+
+
+def strongest(project: Project, large: Collection[str], show: Show) -> dict[str, Full]:
+    """The full model of each task by the best way on `valid`."""
+    found = {}
+    for task in project.tasks:
+        settings = project.task(task)
+        search = _with_rows(settings, ROWS) if task in large else settings
+        way, tried = _search(project, task, search, show)
+        found[task] = Full(way, trained(project, task, settings, way, show), tried)
+    return found
+
+
+def trained(project: Project, task: str, settings: TaskSettings, way: Way, show: Show) -> dict[str, dict[str, float]]:
+    """Metrics by split of one full model, trained unless the store has it."""
+    alone = project.over(replace(project.files, tasks={task: by(settings, way)}))
+    [stage] = alone.graph.of(task, StageKind.FULL)
+    alone.train([stage.id], show=show)
+    metrics: dict[str, dict[str, float]] = alone.store.get(alone.graph.keys[stage.id]).result["metrics"]
+    return metrics
+
+
+def by(settings: TaskSettings, way: Way) -> TaskSettings:
+    """A task whose full model is trained in one way alone."""
+    asked: dict[str, Any] = {"learning_rate": [way.learning_rate]} | ({"pair": [way.reading]} if way.reading else {})
+    return settings.model_copy(update={"full": settings.full.model_copy(update=asked)})
+
+
+def climb(score: Callable[[float], float], start: float = START) -> float:
+    """The rate with the best score, from `start` in steps of two, upwards first, as long as it rises."""
+    best, height = start, score(start)
+    for factor in (2.0, 0.5):
+        while (reached := score(best * factor)) > height:
+            best, height = best * factor, reached
+        if best != start:
+            break
+    return best
+
+
+def _search(project: Project, task: str, settings: TaskSettings, show: Show) -> tuple[Way, list[dict[str, Any]]]:
+    pairs = _reads_pairs(project, task)
+    first, *others = settings.full.pair if pairs else [None]
+    tried: list[dict[str, Any]] = []
+
+    def score(way: Way) -> float:
+        metrics = trained(project, task, settings, way, show)
+        tried.append({**asdict(way), "valid": metrics["valid"][settings.primary_metric]})
+        return float(tried[-1]["valid"])
+
+    rate = climb(lambda rate: score(Way(rate, first)))
+    for reading in others:
+        score(Way(rate, reading))
+    best = max(tried, key=lambda one: float(one["valid"]))
+    return Way(best["learning_rate"], best["reading"]), tried
+
+
+def _reads_pairs(project: Project, task: str) -> bool:
+    return any(stage.fields["reading"] != "single" for stage in project.graph.of(task, StageKind.FULL))
+
+
+def _with_rows(settings: TaskSettings, rows: int) -> TaskSettings:
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"max_train_rows": rows})})
