@@ -40,6 +40,7 @@ ALL_SORTS: dict[str, dict[str, Any]] = {
     "slots": {"kind": "tagging", "fork": 2, "layers": 2},
     "short": {"kind": "classification", "fork": 0, "layers": 4, "max_tokens": 6},
     "probe": {"kind": "classification", "fork": 4, "layers": 0, "pooling": "mean"},
+    "concat": {"kind": "classification", "fork": 2, "layers": 1, "pooling": "concat"},
     "same": {"kind": "relevance", "reading": "separate", "fork": 2, "layers": 1, "pooling": "pair"},
     "follows": {"kind": "classification", "reading": "joint", "fork": 3, "layers": 1},
     "few": {"kind": "classification", "fork": 2, "layers": 2, "pooling": "latents", "latents": 3},

@@ -69,6 +69,8 @@ OTHERS = (
     Task("atis_slots", "tagging", "entity_f1", group="utterance", folder="atis", files=OWN_VALID, unseen="tags"),
     Task("clinc150", "classification", "accuracy", epochs=8, group="utterance", files=OWN_VALID),
     Task("goemotions", "multilabel", "micro_f1", group="utterance", files=OWN_VALID),
+    Task("agnews", "classification", "accuracy", group="fastbert", files=(("train", "train"), ("test", "test"))),
+    Task("wikiqa", "relevance", "map", True, "relevant", group="qa", files=OWN_VALID),
 )
 ALL = (*GLUE, *SNIPS, *OTHERS)
 OPTIONAL = ("valid",)  # cut from train where the file is absent

@@ -27,7 +27,7 @@ from trunkline.model.trunk import Trunk
 EXACT = 1e-5  # of the largest output, where that is above 1
 DEPTH = 3
 WIDTH = 32
-POOLINGS = {"single": ("cls", "mean"), "joint": ("cls", "mean"), "separate": ("cls", "pair")}
+POOLINGS = {"single": ("cls", "mean", "concat"), "joint": ("cls", "mean", "concat"), "separate": ("cls", "pair")}
 ALL = {"plain", "cls_only", "absorbed"}
 
 Make = Callable[..., Trunk]

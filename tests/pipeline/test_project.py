@@ -276,6 +276,23 @@ def test_every_teacher_and_init_runs_from_a_project(fresh: Path) -> None:
     assert {(c["init"], c["teacher"]) for c in students} == {(i, "full+self") for i in distill["init"]}
 
 
+def test_temperature_and_weight_of_a_student_are_searched(fresh: Path) -> None:
+    for task in ("slots", "urgency"):
+        (fresh / "tasks" / f"{task}.toml").unlink()
+    distill = {"temperature": [1.0, 4.0], "gold_weight": [0.0, 1.0], "learning_rate": 3e-3}
+    write_task(fresh, "intent", **SORTS["intent"], tune={"layers": [2]}, distill=distill)
+    project = Project.load(fresh)
+    project.run()
+    students = [stage for stage in project.graph.of("intent") if stage.kind == "distill"]
+    assert {stage.id.removeprefix("intent/distill/single/L2-l1/teacher/self/") for stage in students} == {
+        f"T{temperature}/g{weight}/s13" for temperature in (1, 4) for weight in (0, 1)
+    }
+    branches = {
+        (project.store.get(project.graph.keys[s.id]).folder / "branch.safetensors").read_bytes() for s in students
+    }
+    assert len(branches) == 4
+
+
 def test_the_strongest_full_model_on_valid_is_the_baseline_and_the_first_one_teaches(fresh: Path) -> None:
     write_task(
         fresh,

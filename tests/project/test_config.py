@@ -40,7 +40,7 @@ def test_defaults_are_those_of_the_design(tmp_path: Path) -> None:
     assert (settings.encoder, settings.seed, settings.device, settings.precision) == ("minilm", 13, "auto", "auto")
     assert (settings.budget.min_relative_quality, settings.budget.max_cost) == (0.996, None)
     assert (tone.tune.layers, tone.distill.layers) == ([2, 3], [1, 2])
-    assert (tone.distill.teachers, tone.distill.init, tone.distill.temperature) == (["self"], ["teacher"], 2.0)
+    assert (tone.distill.teachers, tone.distill.init, tone.distill.temperature) == (["self"], ["teacher"], [2.0])
     assert tone.tune.min_steps == 300
     assert tone.pair is None
 

@@ -22,6 +22,8 @@ class Pooling(StrEnum):
     """The state at position 0."""
     MEAN = "mean"
     """The mean over the row's tokens, padding left out."""
+    CONCAT = "concat"
+    """[CLS], the mean and the maximum over the row's tokens, side by side (as ULMFiT, Howard and Ruder 2018)."""
     PAIR = "pair"
     """Two texts read apart: [CLS], u, v, |u - v|, u * v, where u and v are the means of either text."""
     LATENTS = "latents"
@@ -30,13 +32,19 @@ class Pooling(StrEnum):
     """Every token keeps its own state (tagging)."""
 
 
-_FEATURES = {Pooling.CLS: 1, Pooling.MEAN: 1, Pooling.PAIR: 5}
+_FEATURES = {Pooling.CLS: 1, Pooling.MEAN: 1, Pooling.CONCAT: 3, Pooling.PAIR: 5}
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
     """Mean over the tokens of a row: states (B, T, H), mask (B, T) of 0/1 -> (B, H)."""
     weights = mask.unsqueeze(-1).to(states.dtype)  # (B, T, 1)
     return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def masked_max(states: Tensor, mask: Tensor) -> Tensor:
+    """Maximum over the tokens of a row: states (B, T, H), mask (B, T) of 0/1 -> (B, H)."""
+    # In the place of padding stands what can win nowhere, and is a number in every dtype.
+    return torch.where(mask.bool().unsqueeze(-1), states, states.amin(1, keepdim=True)).amax(1)
 
 
 class Head(nn.Module):
@@ -71,6 +79,9 @@ class Head(nn.Module):
             return states[0][:, 0]
         if self.pooling is Pooling.MEAN:
             return masked_mean(states[0], masks[0])
+        if self.pooling is Pooling.CONCAT:
+            text, mask = states[0], masks[0]
+            return torch.cat([text[:, 0], masked_mean(text, mask), masked_max(text, mask)], dim=-1)  # (B, 3H)
         if self.pooling is Pooling.LATENTS:
             return states[0].flatten(1)  # (B, m * H)
         u, v = (masked_mean(text, mask) for text, mask in zip(states, masks, strict=True))

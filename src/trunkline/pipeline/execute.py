@@ -229,8 +229,8 @@ class Workshop:
             schedule,
             checkpoint,
             report,
-            temperature=settings.distill.temperature,
-            gold_weight=settings.distill.gold_weight,
+            temperature=fields["schedule"]["temperature"],
+            gold_weight=fields["schedule"]["gold_weight"],
             latents=fields.get("latents", 0),
             crossing=fields.get("crossing", 1),
         )

@@ -45,7 +45,7 @@ VERSIONS = {StageKind.PREPARE: 1, StageKind.FULL: 2, StageKind.TUNE: 2, StageKin
 """Raised when a stage would give another result from the same fields."""
 
 
-_GRID = {"layers", "teachers", "init", "latents", "crossing"}
+_GRID = {"layers", "teachers", "init", "latents", "crossing", "temperature", "gold_weight"}
 
 
 @dataclass(frozen=True)
@@ -251,10 +251,12 @@ def _students(
         few = distill.latents if layers and settings.kind is not Kind.TAGGING else [0]
         # A head alone starts afresh or as its teacher's, whatever else is asked for.
         starts = distill.init if layers else sorted({"trunk" if one == "random" else one for one in distill.init})
-        for init, latents in product(starts, few):
+        for init, latents, temperature, weight in product(starts, few, distill.temperature, distill.gold_weight):
             size = f"L{tuned}-l{layers}" + (f"-m{latents}" if latents else "")
+            searched = f"/T{temperature:g}" if len(distill.temperature) > 1 else ""
+            searched += f"/g{weight:g}" if len(distill.gold_weight) > 1 else ""
             yield Stage(
-                f"{name}/distill/{reading}/{size}/{init}/{'+'.join(teachers)}/s{common['seed']}",
+                f"{name}/distill/{reading}/{size}/{init}/{'+'.join(teachers)}{searched}/s{common['seed']}",
                 StageKind.DISTILL,
                 name,
                 {
@@ -265,7 +267,11 @@ def _students(
                     "init": init,
                     **({"latents": latents, "crossing": min(distill.crossing, layers)} if latents else {}),
                     "teachers": teachers,
-                    "schedule": distill.model_dump(mode="json", exclude=_GRID),
+                    "schedule": {
+                        **distill.model_dump(mode="json", exclude=_GRID),
+                        "temperature": temperature,
+                        "gold_weight": weight,
+                    },
                 },
                 # The tuned layers always take part: the student starts from them or reads at their fork.
                 (tune.id, full.id) if "full" in teachers else (tune.id,),

@@ -232,8 +232,10 @@ class TuneSettings(TrainSettings):
     layers: Annotated[Layers, Field(min_length=1)] = Field(
         default=[2, 3], description="L, searched: own layers of a teacher."
     )
-    pooling: Literal["cls", "mean"] = Field(
-        default="cls", description="What the head reads of one text or a joint pair."
+    pooling: Literal["cls", "mean", "concat"] = Field(
+        default="cls",
+        description="What the head reads of one text or a joint pair: [CLS], the mean over its tokens, or both and the "
+        "maximum side by side. Only with `cls` is the last own layer computed for one position alone.",
     )
 
 
@@ -273,8 +275,12 @@ class DistillSettings(TrainSettings):
         default=["teacher"],
         description="Start of the student's layers, searched: the bottom l of the teacher's, the encoder's, random.",
     )
-    temperature: float = Field(default=2.0, gt=0, le=100, description="T of the distillation loss.")
-    gold_weight: float = Field(default=1.0, ge=0, le=100, description="Weight of the loss on the labels.")
+    temperature: Annotated[list[Annotated[float, Field(gt=0, le=100)]], Searched, Distinct, Field(min_length=1)] = (
+        Field(default=[2.0], description="T of the distillation loss, searched.")
+    )
+    gold_weight: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Searched, Distinct, Field(min_length=1)] = (
+        Field(default=[1.0], description="Weight of the loss on the labels, searched.")
+    )
 
 
 class TaskSettings(Settings):

@@ -88,11 +88,22 @@ def train_full(
 
 
 def train_tuned(
-    material: TaskMaterial, reading: Reading, layers: int, schedule: Schedule, checkpoint: Path, report: Report
+    material: TaskMaterial,
+    reading: Reading,
+    layers: int,
+    schedule: Schedule,
+    checkpoint: Path,
+    report: Report,
+    *,
+    fork: int | None = None,
+    random: bool = False,
 ) -> Trained:
-    """Fine-tune copies of the top `layers` layers over states at fork depth - layers."""
+    """Fine-tune copies of the trunk's `layers` layers above `fork`, by default of its top ones, over states there;
+    `random` starts them afresh.
+    """
     torch.manual_seed(schedule.seed)
-    branch = new_branch(material.spec(reading, material.trunk.depth - layers, layers), material.trunk.encoder)
+    spec = material.spec(reading, material.trunk.depth - layers if fork is None else fork, layers)
+    branch = new_branch(spec, material.trunk.encoder, random=random)
     return _train_branch(material, branch, schedule, checkpoint, report, gold(material, branch))
 
 
