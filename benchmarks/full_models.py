@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from data_projects import with_values
+
 from trunkline.pipeline.progress import Show
 from trunkline.pipeline.project import Project
 from trunkline.pipeline.stages import StageKind
@@ -61,7 +63,7 @@ def trained(project: Project, task: str, settings: TaskSettings, way: Way, show:
 def by(settings: TaskSettings, way: Way) -> TaskSettings:
     """A task whose full model is trained in one way alone."""
     asked: dict[str, Any] = {"learning_rate": [way.learning_rate]} | ({"pair": [way.reading]} if way.reading else {})
-    return settings.model_copy(update={"full": settings.full.model_copy(update=asked)})
+    return with_values(settings, full=with_values(settings.full, **asked))
 
 
 def climb(score: Callable[[float], float], start: float = START) -> float:
@@ -97,4 +99,4 @@ def _reads_pairs(project: Project, task: str) -> bool:
 
 
 def _with_rows(settings: TaskSettings, rows: int) -> TaskSettings:
-    return settings.model_copy(update={"data": settings.data.model_copy(update={"max_train_rows": rows})})
+    return with_values(settings, data=with_values(settings.data, max_train_rows=rows))

@@ -16,12 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data_projects import with_values, write_project
 from full_models import Full, Way, by, strongest, trained
 from merged_page import page, sides
 from rich.console import Console
@@ -41,15 +40,15 @@ TRUNK = "joint"
 class Set:
     """Tasks that are merged, how they are searched (options of examples/glue/prepare.py), and where figures go.
 
-    `max_cost` is the budget; by its parts, a merged model costs more than it takes as a whole. `adapt` is the [adapt]
-    table of sets whose trunk is adapted first. `large` tasks have the first seed alone.
+    `max_cost` is the budget; by its parts, a merged model costs more than it takes as a whole. `epochs` are those of
+    adapting the trunk first, 0: it stays as published. `large` tasks have the first seed alone.
     """
 
     name: str
     tasks: tuple[str, ...]
     grid: tuple[str, ...]
     max_cost: float
-    adapt: str = ""
+    epochs: float = 0.0
     large: tuple[str, ...] = ()
 
     @property
@@ -63,7 +62,6 @@ class Set:
 
 _SNIPS = ("snips_intent", "snips_slots")
 _CHEAP = ("--tune", "1", "2", "--distill", "1", "--teachers", "full")
-_ADAPT = "epochs = 3.0\nsampling = 2.0\npatience = 9\n"
 SETS = {
     # Half of the time is the goal: 0.48 by the parts came to 0.43.
     "mixed": Set("merged", ("cola", "mrpc", "rte", "stsb", "sst2", *_SNIPS), ("--engine", "torch"), 0.54),
@@ -72,7 +70,7 @@ SETS = {
         ("cola", "mrpc", "rte", "stsb", "sst2", "qnli", "qqp", "mnli"),
         ("--rows", "0", "--pair", "joint", "--apart", "mrpc", "stsb", "qqp", "rte", *_CHEAP),
         0.2,
-        _ADAPT,
+        3.0,
         ("sst2", "qnli", "qqp", "mnli"),
     ),
     "utterances": Set(
@@ -80,8 +78,8 @@ SETS = {
         (*_SNIPS, "atis_intent", "atis_slots", "clinc150", "goemotions"),
         ("--rows", "0", *_CHEAP),
         0.25,
-        _ADAPT,
-        ("goemotions",),
+        5.0,
+        ("clinc150", "goemotions"),
     ),
 }
 
@@ -118,27 +116,19 @@ def main() -> None:
 
 def prepare(options: argparse.Namespace, chosen: Set) -> None:
     """Write the project's files; its store stays."""
-    script = HERE.parent / "examples" / "glue" / "prepare.py"
-    arguments = [
-        str(options.data.resolve()),
-        "--out",
-        str(options.work),
-        "--tasks",
-        ",".join(chosen.tasks),
-        "--replace",
-    ]
-    arguments += ["--max-cost", str(chosen.max_cost), *chosen.grid, *options.grid]
-    subprocess.run([sys.executable, str(script), *arguments], check=True, stdout=subprocess.DEVNULL)
-    if chosen.adapt:
+    write_project(
+        options.data, options.work, chosen.tasks, "--max-cost", str(chosen.max_cost), *chosen.grid, *options.grid
+    )
+    if chosen.epochs:
         with (options.work / "project.toml").open("a") as file:
-            file.write(f"\n[adapt]\n{chosen.adapt}")
+            file.write(f"\n[adapt]\nepochs = {chosen.epochs}\nsampling = 2.0\npatience = 9\n")
 
 
 def run(project: Project, chosen: Set, show: Show, known: dict[str, Any] | None, *, again: bool) -> dict[str, Any]:
     """The report of the merged model; `again` measures its times anew, all else is in the store. `known` has the tasks
     of the result file, whose full models are trained in the ways found at the first seed.
     """
-    if not chosen.adapt:
+    if not chosen.epochs:
         return project.run(show=show, reselect=True, remeasure=again).report
     published = full_models(project, chosen, show, known, "published")
     if TRUNK not in [trunk.name for trunk in project.trunks.all()]:
@@ -191,11 +181,6 @@ def narrowed(project: Project, tasks: dict[str, Any]) -> Project:
     return project.over(
         replace(project.files, settings=with_values(project.files.settings, budget=budget), tasks=files)
     )
-
-
-def with_values(settings: Any, **values: Any) -> Any:
-    """Settings with some of their values replaced."""
-    return settings.model_copy(update=values)
 
 
 def first(report: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:

@@ -1,0 +1,149 @@
+"""What a branch is worth by where it forks and what it is made of: `python benchmarks/map.py DATA --work FOLDER`.
+
+For every task: each fork with each number of own layers, trained on the labels over the published trunk, beside full
+fine-tuning on the same rows; pairs in both readings; and, for branches of no or one layer, other poolings and a random
+start. Small sets have three seeds. Train rows and epochs are capped: figures compare with each other, not with other
+tables. `--times` measures the milliseconds, on a quiet machine; without it those of the last time are kept.
+
+Result: benchmarks/results/map.json, docs/map.md and its heat maps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from cells import Bench, Cell, figures, run_all
+from data_projects import with_values, write_project
+from map_page import write_page
+
+from trunkline.atomic import write_json
+from trunkline.engine import timing
+from trunkline.engine.choose import choose
+from trunkline.machine import machine
+from trunkline.model.branch import Reading
+from trunkline.model.encoders import Encoder
+from trunkline.model.trunk import Trunk
+from trunkline.pipeline.project import Project
+
+RESULT = Path(__file__).resolve().parent / "results" / "map.json"
+ROWS = 2_000
+EPOCHS = {"clinc150": 8.0}
+"""Epochs of tasks that need more than 3."""
+SMALL = ("cola", "mrpc", "rte", "stsb")
+PAIRS = ("mrpc", "rte", "stsb", "qnli", "qqp", "mnli", "wikiqa")
+SINGLE = ("cola", "sst2", "snips_intent", "snips_slots", "clinc150", "agnews")
+TAGGING = ("snips_slots",)
+DEPTH = 6
+SEEDS = (13, 14, 15)
+BATCH, TOKENS, REPEATS = 32, 32, 40
+
+
+def main() -> None:
+    """Train what is not trained yet, and write result, page and plots of all that is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="the folder that holds glue/, utterance/, fastbert/ and qa/")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the project, kept between runs")
+    parser.add_argument("--tasks", nargs="+", default=[*SINGLE, *PAIRS], help="some of the tasks")
+    parser.add_argument("--rows", type=int, default=ROWS, help=f"most train rows of a task ({ROWS:,})")
+    parser.add_argument("--times", action="store_true", help="measure times too, on a quiet machine")
+    parser.add_argument("--out", type=Path, default=RESULT, help="result file")
+    parser.add_argument("--page", type=Path, help="page, instead of docs/map.md")
+    options = parser.parse_args()
+    layers = [str(depth) for depth in range(1, DEPTH + 1)]
+    write_project(options.data, options.work, options.tasks, "--rows", str(options.rows), "--tune", *layers)
+    project = shortened(Project.load(options.work))
+    bench = Bench(project, options.work)
+
+    def train(cell: Cell) -> dict[str, Any]:
+        trained = bench.train(cell)
+        return {**figures(bench.material(cell.task), trained), "shape": shape_of(cell, trained.branch.spec.pooling)}
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    rows = []
+    for task in options.tasks:
+        rows += run_all(cells_of(task), options.work / "map.jsonl", train, say)
+    old = json.loads(options.out.read_text()) if options.out.exists() else {}
+    times = measured(project, rows) if options.times else old.get("times", {})
+    command = "python benchmarks/map.py DATA_FOLDER --work FOLDER --times"
+    found = {
+        "command": command,
+        "machine": machine(),
+        "train_rows": options.rows,
+        "times": times,
+        "cells": [with_time(row, times) for row in rows],
+    }
+    write_json(options.out, found)
+    write_page(found, options.page)
+
+
+def shortened(project: Project) -> Project:
+    """The project with the same few epochs for every cell of a task."""
+    tasks = {}
+    for name, settings in project.files.tasks.items():
+        tune = with_values(settings.tune, epochs=EPOCHS.get(name, 3.0), min_steps=0)
+        tasks[name] = with_values(settings, tune=tune)
+    return project.over(replace(project.files, tasks=tasks))
+
+
+def cells_of(task: str) -> Iterator[Cell]:
+    """The cells of a task, seed by seed."""
+    readings = ("joint", "separate") if task in PAIRS else (None,)
+    seeds = SEEDS if task in SMALL else SEEDS[:1]
+    for seed, reading in product(seeds, readings):
+        yield Cell(task, 0, DEPTH, reading, "full", "cls", seed)
+        for layers in range(4):
+            for fork in range(1, DEPTH - layers + 1):
+                yield Cell(task, fork, layers, reading, "trunk", "cls", seed)
+    for reading in readings:
+        for fork in range(1, DEPTH):
+            yield Cell(task, fork, 1, reading, "random", "cls", SEEDS[0])
+        if reading == "separate" or task in TAGGING:
+            continue  # their heads read in one way only
+        for pooling, layers in product(("mean", "concat"), (0, 1)):
+            for fork in range(1, DEPTH - layers + 1):
+                yield Cell(task, fork, layers, reading, "trunk", pooling, SEEDS[0])
+
+
+def shape_of(cell: Cell, pooling: str) -> list[Any]:
+    """All of a branch that its time depends on: reading, pooling, own layers."""
+    return [cell.pair or "single", str(pooling), 0 if cell.init == "full" else cell.layers]
+
+
+def measured(project: Project, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Milliseconds of the trunk to each depth, by slot, and of every shape of branch."""
+    trunk = Trunk(Encoder.load(project.source.path), project.source.fingerprint)
+    choice = choose(trunk, "auto", device="cpu")
+    shapes = sorted({tuple(row["shape"]) for row in rows} | {("single", "cls", 1), ("joint", "cls", 1)})
+    timed = {shape: timing.Shape(trunk.depth - shape[2], shape[2], shape[0], shape[1]) for shape in shapes}
+    times = timing.measure(trunk, choice, timed.values(), batch=BATCH, tokens=TOKENS, repeats=REPEATS)
+    return {
+        "batch": BATCH,
+        "tokens": TOKENS,
+        "engine": choice.engine,
+        "dtype": choice.dtype,
+        "trunk": times["trunk"],
+        "branch": {"/".join(map(str, shape)): times["branch"][one.id][0] for shape, one in timed.items()},
+    }
+
+
+def with_time(row: dict[str, Any], times: dict[str, Any]) -> dict[str, Any]:
+    """The row with the milliseconds of its trunk and of its branch, as far as they were measured."""
+    reading, pooling, layers = row.pop("shape")
+    if not times:
+        return {**row, "ms": None}
+    own = 0 if row["init"] == "full" else layers
+    depth = DEPTH if row["init"] == "full" else row["fork"]
+    trunk = sum(times["trunk"][slot][depth] for slot in Reading(reading).slots)
+    return {**row, "ms": trunk + times["branch"][f"{reading}/{pooling}/{own}"]}
+
+
+if __name__ == "__main__":
+    main()

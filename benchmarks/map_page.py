@@ -1,0 +1,163 @@
+"""docs/map.md and its heat maps from the figures of `map.py`: `python benchmarks/map_page.py`. Needs matplotlib."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trunkline.atomic import write_text
+
+HERE = Path(__file__).resolve().parent
+RESULT = HERE / "results" / "map.json"
+PAGE = HERE.parent / "docs" / "map.md"
+Rows = Sequence[dict[str, Any]]
+
+
+def main() -> None:
+    """Write the page and the plots of the committed figures anew."""
+    write_page(json.loads(RESULT.read_text()), None)
+
+
+def write_page(found: dict[str, Any], page: Path | None) -> None:
+    """Write the page of a result, and the heat maps beside it."""
+    page = page or PAGE
+    drawn = page.with_suffix(".svg")
+    draw(found["cells"], drawn)
+    write_text(page, text(found, drawn.name))
+
+
+def text(found: dict[str, Any], drawn: str) -> str:
+    """The page."""
+    cells, machine, times = found["cells"], found["machine"], found["times"]
+    lines = [
+        "# The map: what a branch is worth by where it forks",
+        "",
+        f"Written by `{found['command']}`; every cell is in `benchmarks/results/map.json`.",
+        f"Machine: {machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}. At most",
+        f"{found['train_rows']:,} train rows and few epochs a task, so figures compare within this page only. Trunk as",
+        "published, branches trained on the labels alone. Small sets (three seeds) show the mean. `valid` is what",
+        "choices are made by; figures of the reported split are in the file.",
+        "",
+        f"![Quality on valid by fork and own layers, one map for each task and reading]({drawn})",
+        "",
+    ]
+    if times:
+        lines += [
+            f"Times: {times['engine']}, {times['dtype']}, {times['batch']} rows of {times['tokens']} tokens a text.",
+            "",
+        ]
+    lines += [
+        "## The best branch of each number of own layers",
+        "",
+        "Per task and reading, over all forks, poolings and starts: quality on `valid` (fork, pooling where it is not",
+        "cls), full fine-tuning on the same rows beside it.",
+        "",
+        "| task | reading | full | head alone | 1 layer | 2 layers | 3 layers |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task, reading in _keys(cells):
+        mine = [cell for cell in cells if (cell["task"], cell["pair"]) == (task, reading)]
+        shown = [_best([cell for cell in mine if cell["init"] == "full"], where=False)]
+        shown += [_best([cell for cell in mine if cell["init"] != "full" and cell["layers"] == n]) for n in range(4)]
+        lines.append(f"| {task} | {reading or 'single'} | {' | '.join(shown)} |")
+    lines += ["", "## Poolings and starts", "", *_variants(cells)]
+    return "\n".join(lines) + "\n"
+
+
+def _keys(cells: Rows) -> list[tuple[str, str | None]]:
+    return list(dict.fromkeys((cell["task"], cell["pair"]) for cell in cells))
+
+
+def _mean(cells: Rows) -> dict[tuple[Any, ...], float]:
+    """Mean of `valid` over seeds by (fork, layers, init, pooling)."""
+    found: dict[tuple[Any, ...], list[float]] = {}
+    for cell in cells:
+        found.setdefault((cell["fork"], cell["layers"], cell["init"], cell["pooling"]), []).append(cell["valid"])
+    return {key: statistics.mean(values) for key, values in found.items()}
+
+
+def _best(cells: Rows, *, where: bool = True) -> str:
+    if not cells:
+        return "-"
+    (fork, _, init, pooling), value = max(_mean(cells).items(), key=lambda item: item[1])
+    about = [f"fork {fork}", *([pooling] if pooling != "cls" else []), *([init] if init == "random" else [])]
+    return f"{value:.3f}" + (f" ({', '.join(about)})" if where else "")
+
+
+def _variants(cells: Rows) -> list[str]:
+    """Mean change on `valid` against [CLS] and a start from the trunk's own layers, same task, fork, layers, seed."""
+    plain = {_place(cell): cell["valid"] for cell in cells if (cell["init"], cell["pooling"]) == ("trunk", "cls")}
+    lines = ["| what | cells | better | mean change on `valid` |", "|---|---|---|---|"]
+    for what, layers, init, pooling in (
+        ("mean, head alone", 0, "trunk", "mean"),
+        ("concat, head alone", 0, "trunk", "concat"),
+        ("mean, one layer", 1, "trunk", "mean"),
+        ("concat, one layer", 1, "trunk", "concat"),
+        ("random start, one layer", 1, "random", "cls"),
+    ):
+        changes = [
+            cell["valid"] - plain[_place(cell)]
+            for cell in cells
+            if (cell["layers"], cell["init"], cell["pooling"]) == (layers, init, pooling) and _place(cell) in plain
+        ]
+        if changes:
+            better = sum(change > 0 for change in changes)
+            lines.append(f"| {what} | {len(changes)} | {better} | {statistics.mean(changes):+.3f} |")
+    return lines
+
+
+def _place(cell: dict[str, Any]) -> tuple[Any, ...]:
+    return cell["task"], cell["pair"], cell["fork"], cell["layers"], cell["seed"]
+
+
+def draw(cells: Rows, path: Path) -> None:
+    """A heat map for each task and reading: forks across, own layers down, colours from worst to full fine-tuning."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    keys = _keys(cells)
+    columns = 4
+    rows = -(-len(keys) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(3.4 * columns, 2.2 * rows), squeeze=False)
+    for axis in axes.flat[len(keys) :]:
+        axis.set_visible(False)
+    for axis, (task, reading) in zip(axes.flat, keys, strict=False):
+        mine = [cell for cell in cells if (cell["task"], cell["pair"]) == (task, reading)]
+        full = [cell["valid"] for cell in mine if cell["init"] == "full"]
+        values = {
+            (layers, fork): value
+            for (fork, layers, init, pooling), value in _mean(mine).items()
+            if (init, pooling) == ("trunk", mine[1]["pooling"] if len(mine) > 1 else "cls")
+        }
+        forks = sorted({fork for _, fork in values})
+        grid = [[values.get((layers, fork), float("nan")) for fork in forks] for layers in range(4)]
+        top = statistics.mean(full) if full else None
+        axis.imshow(grid, aspect="auto", cmap="viridis", vmax=max([*values.values(), *([top] if top else [])]))
+        for (layers, fork), value in values.items():
+            axis.text(
+                forks.index(fork),
+                layers,
+                f"{value:.2f}".lstrip("0"),
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white",
+            )
+        axis.set_xticks(range(len(forks)), [str(fork) for fork in forks], fontsize=7)
+        axis.set_yticks(range(4), [str(layers) for layers in range(4)], fontsize=7)
+        name = f"{task}, {reading}" if reading else task
+        axis.set_title(name + (f" (full {top:.3f})" if top is not None else ""), fontsize=8)
+    figure.supxlabel("fork", fontsize=9)
+    figure.supylabel("own layers", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
