@@ -7,7 +7,7 @@ project's files allow. Results go line by line into a file, so that a run that w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,14 @@ class Bench:
     def material(self, task: str, pooling: str = "cls") -> TaskMaterial:
         """What training reads of a task, prepared if need be."""
         if self._held is None or self._held[0] != task:
-            alone = self.project.over(replace(self.project.files, tasks={task: self.project.task(task)}))
-            self._held = task, alone.train([f"{task}/prepare"], show=Silent())
+            self._held = task, self.alone(task).train([f"{task}/prepare"], show=Silent())
         material = self._held[1].material(task)
         tune = with_values(material.settings.tune, pooling=pooling)
         return replace(material, settings=with_values(material.settings, tune=tune))
+
+    def alone(self, task: str) -> Project:
+        """The project with this task only."""
+        return self.project.over(replace(self.project.files, tasks={task: self.project.task(task)}))
 
     def schedule(self, material: TaskMaterial, seed: int, **changes: Any) -> Schedule:
         """The schedule of the task's `[tune]` table, with some of its values replaced."""
@@ -82,6 +85,15 @@ class Bench:
             fork=cell.fork,
             random=cell.init == "random",
         )
+
+
+def shortened(project: Project, epochs: Mapping[str, float]) -> Project:
+    """The project with the same few epochs for every cell of a task: 3, or as many as `epochs` says."""
+    tasks = {}
+    for name, settings in project.files.tasks.items():
+        tune = with_values(settings.tune, epochs=epochs.get(name, 3.0), min_steps=0)
+        tasks[name] = with_values(settings, tune=tune)
+    return project.over(replace(project.files, tasks=tasks))
 
 
 def figures(material: TaskMaterial, trained: Trained) -> dict[str, Any]:

@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cells import Bench, Cell, figures, run_all
-from data_projects import with_values, write_project
+from cells import Bench, Cell, figures, run_all, shortened
+from data_projects import write_project
 from map_page import write_page
 
 from trunkline.atomic import write_json
@@ -57,7 +56,7 @@ def main() -> None:
     options = parser.parse_args()
     layers = [str(depth) for depth in range(1, DEPTH + 1)]
     write_project(options.data, options.work, options.tasks, "--rows", str(options.rows), "--tune", *layers)
-    project = shortened(Project.load(options.work))
+    project = shortened(Project.load(options.work), EPOCHS)
     bench = Bench(project, options.work)
 
     def train(cell: Cell) -> dict[str, Any]:
@@ -82,15 +81,6 @@ def main() -> None:
     }
     write_json(options.out, found)
     write_page(found, options.page)
-
-
-def shortened(project: Project) -> Project:
-    """The project with the same few epochs for every cell of a task."""
-    tasks = {}
-    for name, settings in project.files.tasks.items():
-        tune = with_values(settings.tune, epochs=EPOCHS.get(name, 3.0), min_steps=0)
-        tasks[name] = with_values(settings, tune=tune)
-    return project.over(replace(project.files, tasks=tasks))
 
 
 def cells_of(task: str) -> Iterator[Cell]:

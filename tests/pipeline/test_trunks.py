@@ -90,6 +90,7 @@ def test_tasks_can_be_left_out_and_taught_and_read_at_several_depths(fresh: Path
     assert heard.stages == [
         "intent/prepare",
         "intent/full/single/s13",
+        "slots/prepare",
         "urgency/prepare",
         "urgency/full/single/s13",
         "adapt v2",
@@ -161,12 +162,18 @@ def test_no_task_is_trained_on_texts_that_another_is_judged_on(fresh: Path, enco
     project.trunks.adapt("v2", show=heard)
     assert any(said.startswith("twin: ") and "left out" in said for said in heard.said)
     workshop = project.train(["intent/prepare", "twin/prepare"])
-    materials = {task: workshop.material(task) for task in ("intent", "twin")}
-    kept = apart(materials)
-    judged = set(chain.from_iterable(one.data.fit.take(one.data.valid).keys() for one in materials.values()))
-    for task, rows in kept.items():
+    data = {task: workshop.data(task) for task in ("intent", "twin")}
+    judged = set(chain.from_iterable(one.fit.take(one.valid).keys() for one in data.values()))
+    for task, rows in apart(data, list(data)).items():
         assert len(rows)
-        assert not judged & set(materials[task].data.fit.take(rows).keys())
+        assert not judged & set(data[task].fit.take(rows).keys())
+
+
+def test_nor_on_texts_that_a_task_which_was_left_out_is_judged_on(fresh: Path, encoder: Path) -> None:
+    write_task(fresh, "twin", **SORTS["intent"], data={"train": "data/intent.jsonl", "seed": 99})
+    heard = Heard()
+    with_adapt(fresh, encoder, tasks=["intent", "twin"]).trunks.adapt("v2", without=["twin"], show=heard)
+    assert any(said.startswith("intent: ") and "left out" in said for said in heard.said)
 
 
 def test_a_release_that_fails_leaves_the_project_as_it_was(

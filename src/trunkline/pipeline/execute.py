@@ -13,7 +13,7 @@ imported when the first training stage runs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,7 +140,7 @@ class Workshop:
 
         def make(artifacts: Path, work: Path) -> dict[str, Any]:
             started = time.monotonic()
-            parts = self._parts(fields["tasks"])
+            parts = self._parts(fields["tasks"], fields.get("judged", {}))
             schedule = schedule_of(
                 asked,
                 asked.learning_rate,
@@ -173,13 +173,13 @@ class Workshop:
 
         return self.store.put(key, fields, make)
 
-    def _parts(self, given: dict[str, Any]) -> dict[str, Part]:
-        """What each task brings to an adaptation."""
+    def _parts(self, given: dict[str, Any], judged: Iterable[str]) -> dict[str, Part]:
+        """What each task brings to an adaptation: no text that it, or one of the tasks `judged`, is judged on."""
         from trunkline.model.branch import Reading
         from trunkline.training.adapt import Part, apart
 
         materials = {task: self.material(task) for task in given}
-        rows = apart(materials)
+        rows = apart({task: self.data(task) for task in (*given, *judged)}, given)
         for task, material in materials.items():
             shared = len(material.data.train) - len(rows[task])
             if shared:

@@ -234,6 +234,9 @@ class Trunks:
                 "pooling": settings.tune.pooling,
                 "needs": [graph.keys[id] for id in (prepare, *taught)],
             }
+        # Tasks left out are judged over the new trunk too, if their data are there.
+        others = [f"{task}/{StageKind.PREPARE}" for task in graph.tasks if task not in tasks]
+        needs |= set(others)
         fields = {
             "adapt": ADAPT_VERSION,
             "encoder": self.project.source.fingerprint,
@@ -243,6 +246,8 @@ class Trunks:
             "precision": files.settings.precision,
             "seed": files.settings.seed,
         }
+        if others:
+            fields["judged"] = {id.partition("/")[0]: graph.keys[id] for id in others}
         return fields, needs
 
     def _publish(self, name: str, encoder: Path, fields: dict[str, Any], result: dict[str, Any]) -> AdaptedTrunk:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from trunkline.model.branch import Branch, Reading, new_branch
 from trunkline.model.encoders import Encoder
+from trunkline.project.data import TaskData
 from trunkline.project.tasks import Kind
 from trunkline.training.candidates import Report, SoftLoss, distilled, gold
 from trunkline.training.loop import BatchRows, Epochs, Outcome, Schedule, fit
@@ -47,19 +48,18 @@ class Adapted:
     valid: dict[str, float]
 
 
-def apart(materials: Mapping[str, TaskMaterial]) -> dict[str, np.ndarray]:
-    """The train rows of each task that no task is judged on: an encoder that has seen a text with one task's label
-    would know more of it than it should when another task is scored.
+def apart(data: Mapping[str, TaskData], asked: Collection[str]) -> dict[str, np.ndarray]:
+    """The train rows of each task asked for that no task is judged on, those not asked for among them: an encoder that
+    has seen a text with one task's label would know more of it than it should when another task is scored.
     """
     judged: set[str] = set()
-    for material in materials.values():
-        for pool, rows in material.splits().values():
-            table = material.data.fit if pool == FIT else material.data.reported[pool]
-            judged |= set(table.take(rows).keys())
+    for one in data.values():
+        for rows in (one.fit.take(one.valid), *one.reported.values()):
+            judged |= set(rows.keys())
     kept = {}
-    for name, material in materials.items():
-        keys = material.data.fit.keys()
-        kept[name] = np.asarray([row for row in material.data.train if keys[row] not in judged], dtype=np.int64)
+    for name in asked:
+        keys = data[name].fit.keys()
+        kept[name] = np.asarray([row for row in data[name].train if keys[row] not in judged], dtype=np.int64)
     return kept
 
 

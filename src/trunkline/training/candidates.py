@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -81,10 +81,12 @@ def train_full(
     torch.manual_seed(schedule.seed)
     encoder = copy.deepcopy(material.trunk.encoder).requires_grad_(True)
     branch = new_branch(material.spec(reading, encoder.depth, 0), encoder).to(schedule.device)
-    module = WholeEncoder(encoder, branch, material.examples(FIT, reading))
-    outcome = _fit(material, module, branch, schedule, checkpoint, report, gold(material, branch))
-    metrics = _score(material, reading, lambda pool: WholeEncoder(encoder, branch, material.examples(pool, reading)))
-    return Trained(branch, encoder, outcome, metrics)
+
+    def module(pool: str) -> nn.Module:
+        return WholeEncoder(encoder, branch, material.examples(pool, reading))
+
+    trained = train(material, branch, module, schedule, checkpoint, report, gold(material, branch))
+    return replace(trained, encoder=encoder)
 
 
 def train_tuned(
@@ -166,46 +168,48 @@ def schedule_of(
     )
 
 
-def _train_branch(
-    material: TaskMaterial, branch: Branch, schedule: Schedule, checkpoint: Path, report: Report, loss: SoftLoss
-) -> Trained:
-    branch.to(schedule.device)
-    outcome = _fit(material, OverStates(material, branch, FIT), branch, schedule, checkpoint, report, loss)
-    metrics = _score(material, branch.spec.reading, lambda pool: OverStates(material, branch, pool))
-    return Trained(branch, None, outcome, metrics)
-
-
-def _fit(
+def train(
     material: TaskMaterial,
-    module: nn.Module,
     branch: Branch,
+    module: Callable[[str], nn.Module],
     schedule: Schedule,
     checkpoint: Path,
     report: Report,
     loss: SoftLoss,
-) -> Outcome:
+) -> Trained:
+    """Train what `module(FIT)` holds, `branch` among it, and score `module(pool)` on every split: a module of a pool
+    takes numbers of its rows and gives their logits.
+    """
     examples = material.examples(FIT, branch.spec.reading)
-    train, valid = material.data.train, material.data.valid
+    fitted, rows, valid = module(FIT), material.data.train, material.data.valid
 
-    def batch_loss(rows: BatchRows) -> Tensor:
-        logits: Tensor = module(rows)
+    def batch_loss(batch: BatchRows) -> Tensor:
+        logits: Tensor = fitted(batch)
         width = logits.shape[1] if material.kind is Kind.TAGGING else 0
-        return loss(rows, logits, examples.target_batch(rows, width).to(logits.device))
+        return loss(batch, logits, examples.target_batch(batch, width).to(logits.device))
 
     def held_out() -> float:
-        logits = examples.predict(module, valid)
+        logits = examples.predict(fitted, valid)
         return material.metrics(material.data.fit.take(valid), logits)[material.metric]
 
-    return fit(
-        module,
-        steps=schedule.steps(len(train)),
-        batch=Epochs(train, examples.lengths[train], schedule.batch_size, schedule.seed),
+    outcome = fit(
+        fitted,
+        steps=schedule.steps(len(rows)),
+        batch=Epochs(rows, examples.lengths[rows], schedule.batch_size, schedule.seed),
         loss=batch_loss,
         evaluate=held_out,
         schedule=schedule,
         checkpoint=checkpoint,
         report=report,
     )
+    return Trained(branch, None, outcome, _score(material, branch.spec.reading, module))
+
+
+def _train_branch(
+    material: TaskMaterial, branch: Branch, schedule: Schedule, checkpoint: Path, report: Report, loss: SoftLoss
+) -> Trained:
+    branch.to(schedule.device)
+    return train(material, branch, lambda pool: OverStates(material, branch, pool), schedule, checkpoint, report, loss)
 
 
 def _score(material: TaskMaterial, reading: Reading, module: Callable[[str], nn.Module]) -> dict[str, dict[str, float]]:
