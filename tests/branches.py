@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +18,6 @@ from trunkline.model.heads import Pooling
 from trunkline.model.source import Source, resolve
 from trunkline.model.trunk import Trunk
 from trunkline.project.tasks import DEFAULT_METRIC, Kind
-
-# Tensors this small only wait for a second thread.
-torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"
 
 LABELS: dict[str, tuple[str, ...]] = {
     "classification": ("alarm", "music", "weather"),

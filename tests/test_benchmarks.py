@@ -13,24 +13,33 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("uvicorn", reason="the benchmarks drive the real server, which needs the extra serve")
 
 from client.conftest import served
 from projects import write_project
 from serving.fakes import FakeService
+from tiny import tiny_encoder
 
 from trunkline.bench.turns import Took
 from trunkline.engine.base import Input, Job, Work
+from trunkline.engine.choose import Choice
 from trunkline.machine import machine
 from trunkline.pipeline.progress import Silent
 from trunkline.pipeline.project import Project
 
 __all__ = ["served"]
 SCRIPTS = (
+    "cells",
     "command_line",
     "engine_page",
     "full_models",
+    "leave_one_out",
+    "levers",
+    "levers_page",
+    "map",
+    "map_page",
     "merged",
     "served",
     "server",
@@ -382,3 +391,106 @@ def test_a_full_model_is_trained_by_the_strongest_of_all_ways(
     assert chosen == [max(one["valid"] for one in full.tried)]
     only = scripts["full_models"].by(project.task("same"), full.way).full
     assert (only.learning_rate, only.pair) == ([full.way.learning_rate], [full.way.reading])
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """A project with a task over pairs and one over single texts, on an encoder as deep as the packaged one."""
+    encoder = tiny_encoder(tmp_path / "encoder", layers=6)
+    tasks = {"mrpc": {"kind": "classification", "pair": ["joint"], "rows": 24}, "cola": {"kind": "classification"}}
+    return write_project(tmp_path / "project", tasks, encoder=encoder)
+
+
+def test_every_cell_of_the_map_is_trained_once_and_drawn(
+    scripts: dict[str, ModuleType], pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="heat maps need the extra report")
+    cells, grid = scripts["cells"], scripts["map"]
+    asked = list(grid.cells_of("mrpc"))
+    assert len(asked) == len(set(asked))
+    some = [cell for cell in asked if cell.seed == 13 and (cell.init == "full" or cell.fork == 5)]
+    assert {(cell.pooling, cell.layers) for cell in some if cell.init == "trunk"} == {
+        (pooling, layers) for pooling in ("cls", "mean", "concat") for layers in (0, 1)
+    }
+    monkeypatch.setattr(grid, "REPEATS", 1)
+    monkeypatch.setattr(grid, "choose", lambda *_, **__: Choice("torch", "float32", "cpu", "for the test"))
+    bench = cells.Bench(cells.shortened(Project.load(pairs), {"mrpc": 1.0}), tmp_path)
+    trained = []
+
+    def train(cell: Any) -> dict[str, Any]:
+        trained.append(cell)
+        found = bench.train(cell)
+        assert (found.branch.spec.fork, found.branch.spec.layers) == (
+            (6, 0) if cell.init == "full" else (cell.fork, cell.layers)
+        )
+        shape = grid.shape_of(cell, found.branch.spec.pooling)
+        return {**cells.figures(bench.material(cell.task), found), "shape": shape}
+
+    file = tmp_path / "map.jsonl"
+    cells.run_all(some[:3], file, train, lambda _: None)
+    rows = cells.run_all(some, file, train, lambda _: None)
+    assert trained == some  # those of the first call were not trained again
+    times = grid.measured(bench.project, rows)
+    found = {
+        "command": "command",
+        "machine": machine(),
+        "train_rows": 48,
+        "times": times,
+        "cells": [grid.with_time(row, times) for row in rows],
+    }
+    assert all(cell["ms"] > 0 for cell in found["cells"])
+    scripts["map_page"].write_page(found, tmp_path / "map.md")
+    page = (tmp_path / "map.md").read_text()
+    assert "| mrpc | separate | 0." in page
+    assert "| concat, one layer | 1 |" in page
+    assert "mrpc, joint" in (tmp_path / "map.svg").read_text()
+
+
+@pytest.mark.parametrize("task", ["mrpc", "cola"])
+def test_every_lever_trains_a_branch_of_its_own(
+    scripts: dict[str, ModuleType], pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    levers, cells = scripts["levers"], scripts["cells"]
+    monkeypatch.setattr(levers, "HEADS", 4)
+    bench = cells.Bench(cells.shortened(Project.load(pairs), {task: 0.5}), tmp_path)
+    taught = levers.Taught(bench, task)
+    found: dict[str, tuple[int, bytes]] = {}
+    rows = []
+    for name, recipe in levers.LEVERS.items():
+        trained = levers.trained(bench, taught, recipe, 13)
+        weights = b"".join(value.detach().numpy().tobytes() for value in trained.branch.parameters())
+        found[name] = trained.outcome.steps, weights
+        rows.append({"task": task, "lever": name, "seed": 13, **cells.figures(bench.material(task), trained)})
+    assert len(set(found.values())) == len(found)
+    result = {"command": "command", "machine": machine(), "train_rows": 48, "trunks": {"published": rows}}
+    scripts["levers_page"].write_page(result, tmp_path / "levers.md")
+    assert "| distilled, relations | " in (tmp_path / "levers.md").read_text()
+
+
+def test_relations_of_equal_states_do_not_diverge(
+    scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levers = scripts["levers"]
+    monkeypatch.setattr(levers, "HEADS", 2)
+    states, mask = torch.randn(2, 5, 8), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]).bool()
+    padded = torch.where(mask[..., None], states, torch.randn(2, 5, 8))
+    assert float(levers.relations(padded, states, mask)) == pytest.approx(0, abs=1e-6)
+    assert float(levers.relations(states, torch.randn(2, 5, 8), mask)) > 0.01
+
+
+def test_a_task_that_was_left_out_is_compared_over_three_trunks(
+    scripts: dict[str, ModuleType], pairs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = scripts["leave_one_out"]
+    settings = script.ADAPT.model_copy(update={"epochs": 1.0, "min_steps": 4})
+    monkeypatch.setattr(script, "ADAPT", settings)
+    monkeypatch.setattr(script, "SEEDS", (13,))
+    monkeypatch.setattr(script, "write_project", lambda *_: None)
+    out, page = tmp_path / "out.json", tmp_path / "page.md"
+    line = ["leave_one_out.py", str(tmp_path), "--work", str(pairs), "--tasks", "cola", "mrpc", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", [*line, "--page", str(page)])
+    script.main()
+    trials = json.loads(out.read_text())["trials"]
+    assert len(trials) == 3 * 2 * 2
+    assert sorted(path.name for path in (pairs / "trunks").iterdir()) == ["all", "without-cola", "without-mrpc"]
+    assert "| mrpc | 5 | " in page.read_text()

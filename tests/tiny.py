@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import string
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+# Tensors this small only wait for a second thread.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 _PADDED_WITH_ONE = ("mpnet", "roberta", "xlm-roberta")  # these count positions from the padding id on
 _WORDS = """

@@ -19,18 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+from branches import INPUTS
 
-torch.set_num_threads(1)
-
-from branches import INPUTS  # noqa: E402
-
-from trunkline.atomic import STAGING  # noqa: E402
-from trunkline.bundle import Releases, verify  # noqa: E402
-from trunkline.bundle.merge import merge  # noqa: E402
-from trunkline.errors import TrunklineError  # noqa: E402
-from trunkline.model.encoders import Encoder  # noqa: E402
-from trunkline.model.source import Source, resolve  # noqa: E402
+from trunkline.atomic import STAGING
+from trunkline.bundle import Releases, verify
+from trunkline.bundle.merge import merge
+from trunkline.errors import TrunklineError
+from trunkline.model.encoders import Encoder
+from trunkline.model.source import Source, resolve
 
 STEPS = ("fsync", "replace", "rename", "link", "mkdir", "unlink", "rmdir")
 

@@ -7,13 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from projects import SORTS, write_project
 from tiny import tiny_encoder
 
 from trunkline.pipeline.project import Project
 
-torch.set_num_threads(1)
 THREE = {name: SORTS[name] for name in ("intent", "slots", "urgency")}
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from branches import load_trunk, tiny_source
 from projects import SORTS, write_project
 
@@ -17,7 +16,6 @@ from trunkline.project.data import read_task
 from trunkline.training.material import TaskMaterial
 from trunkline.training.states import StateCache
 
-torch.set_num_threads(1)
 Make = Callable[..., TaskMaterial]
 
 
