@@ -88,10 +88,10 @@ class Bench:
 
 
 def shortened(project: Project, epochs: Mapping[str, float]) -> Project:
-    """The project with the same few epochs for every cell of a task: 3, or as many as `epochs` says."""
+    """The project with the same few epochs for every cell of a task: 5, or as many as `epochs` says."""
     tasks = {}
     for name, settings in project.files.tasks.items():
-        tune = with_values(settings.tune, epochs=epochs.get(name, 3.0), min_steps=0)
+        tune = with_values(settings.tune, epochs=epochs.get(name, 5.0), min_steps=0)
         tasks[name] = with_values(settings, tune=tune)
     return project.over(replace(project.files, tasks=tasks))
 

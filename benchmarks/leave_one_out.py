@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT, help="result file")
     parser.add_argument("--page", type=Path, default=PAGE, help="page")
     options = parser.parse_args()
-    grid = ["--rows", str(ROWS), "--pair", "joint", "--tune", "1", "2"]
+    grid = ["--rows", str(ROWS), "--pair", "joint", "--distill", "--tune", "1", "2"]
     write_project(options.data, options.work, options.tasks, *grid)
     project = shortened(Project.load(options.work), {})
     settings = with_values(project.files.settings, adapt=ADAPT)

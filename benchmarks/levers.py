@@ -43,7 +43,7 @@ from trunkline.training.material import FIT, TaskMaterial
 RESULT = Path(__file__).resolve().parent / "results" / "levers.json"
 TASKS = ("cola", "mrpc", "rte", "stsb")
 SEEDS = (13, 14, 15)
-ROWS = 2_000
+ROWS = 2_500
 HEADS = 12
 """Parts of a state whose relations are compared on their own, as MiniLM does per attention head."""
 REPLACED = 0.15
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="page, instead of docs/levers.md")
     options = parser.parse_args()
     encoder = ["--encoder", str(options.encoder.resolve())] if options.encoder else []
-    write_project(options.data, options.work, options.tasks, "--rows", str(ROWS), "--tune", "2", *encoder)
+    write_project(options.data, options.work, options.tasks, "--rows", str(ROWS), "--distill", "--tune", "2", *encoder)
     project = shortened(Project.load(options.work), {})
     bench = Bench(project, options.work)
     trunk = project.source.fingerprint[:16]

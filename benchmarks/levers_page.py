@@ -30,7 +30,7 @@ def write_page(found: dict[str, Any], page: Path | None) -> None:
         "",
         f"Written by `{found['command']}`; every run is in `benchmarks/results/levers.json`.",
         f"Machine: {machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}. At most",
-        f"{found['train_rows']:,} train rows and 3 epochs: figures compare within this page only.",
+        f"{found['train_rows']:,} train rows and 5 epochs: figures compare within this page only.",
         "",
         "The branch as it is: one layer over [CLS] at fork 4, trained on the labels. Each row changes one thing about",
         "it. Figures are the change on `valid` against the branch as it is, the mean over seeds with the lowest and",

@@ -31,9 +31,9 @@ from trunkline.model.trunk import Trunk
 from trunkline.pipeline.project import Project
 
 RESULT = Path(__file__).resolve().parent / "results" / "map.json"
-ROWS = 2_000
+ROWS = 2_500
 EPOCHS = {"clinc150": 8.0}
-"""Epochs of tasks that need more than 3."""
+"""Epochs of tasks that need more than 5."""
 SMALL = ("cola", "mrpc", "rte", "stsb")
 PAIRS = ("mrpc", "rte", "stsb", "qnli", "qqp", "mnli", "wikiqa")
 SINGLE = ("cola", "sst2", "snips_intent", "snips_slots", "clinc150", "agnews")
@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="page, instead of docs/map.md")
     options = parser.parse_args()
     layers = [str(depth) for depth in range(1, DEPTH + 1)]
-    write_project(options.data, options.work, options.tasks, "--rows", str(options.rows), "--tune", *layers)
+    write_project(
+        options.data, options.work, options.tasks, "--rows", str(options.rows), "--distill", "--tune", *layers
+    )
     project = shortened(Project.load(options.work), EPOCHS)
     bench = Bench(project, options.work)
 

@@ -176,6 +176,30 @@ def test_nor_on_texts_that_a_task_which_was_left_out_is_judged_on(fresh: Path, e
     assert any(said.startswith("intent: ") and "left out" in said for said in heard.said)
 
 
+def test_an_adaptation_may_predict_masked_words_of_texts_without_labels(fresh: Path, encoder: Path) -> None:
+    (fresh / "texts.jsonl").write_text('{"text": "play the next song"}\n{"text": "will it rain tomorrow"}\n')
+    plain = with_adapt(fresh, encoder).trunks.adapt("plain")
+    masked = with_adapt(fresh, encoder, masked=0.5).trunks.adapt("masked")
+    more = with_adapt(fresh, encoder, masked=0.5, unlabelled=["texts.jsonl"])
+    with pytest.raises(Killed):
+        more.trunks.adapt("more", show=KilledAt(10))
+    trunk = more.trunks.adapt("more")
+    other = with_adapt(fresh, encoder, masked=0.5, unlabelled=["texts.jsonl"], patience=4).trunks.adapt("again")
+    assert trunk.fingerprint == other.fingerprint  # killed or not
+    assert len({one.fingerprint for one in (plain, masked, trunk)}) == 3
+
+
+def test_texts_that_cannot_be_read_are_said_before_anything_is_trained(fresh: Path, encoder: Path) -> None:
+    (fresh / "texts.jsonl").write_text('{"text": "play"}\n{"txt": "rain"}\n')
+    project = with_adapt(fresh, encoder, masked=0.1, unlabelled=["texts.jsonl", "none.jsonl"])
+    with pytest.raises(ProjectError) as caught:
+        project.trunks.adapt("v2")
+    said = str(caught.value)
+    assert "texts.jsonl: line 2: no text" in said
+    assert "project.toml: adapt.unlabelled: no such file" in said
+    assert not (fresh / "trunks").exists()
+
+
 def test_a_release_that_fails_leaves_the_project_as_it_was(
     done: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

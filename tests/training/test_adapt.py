@@ -41,3 +41,11 @@ def test_sampling_lifts_small_tasks(sampling: float, share: float) -> None:
     mixture = Mixture(epochs({"small": 100, "large": 900}, 10), sampling, 0)
     counts = Counter(mixture(step)[0] for step in range(mixture.per_epoch))
     assert counts["small"] / mixture.per_epoch == pytest.approx(share, abs=0.02)
+
+
+def test_masked_words_have_their_share_of_the_steps() -> None:
+    tasks = epochs({"a": 100, "b": 300}, 10)
+    mixture = Mixture(tasks, 1.0, 0, Epochs(np.arange(50), np.ones(50), 10, 0), 0.2)
+    steps = [mixture(step) for step in range(mixture.per_epoch)]
+    counts = Counter(name for name, _ in steps)
+    assert counts == {"a": 10, "b": 30, "": 10}

@@ -24,8 +24,11 @@ from trunkline.pipeline.stages import Graph, Stage, StageKind
 from trunkline.pipeline.store import Entry, Store
 from trunkline.project.config import ProjectFiles
 from trunkline.project.data import TaskData, pinned, read_task
+from trunkline.project.files import PROJECT_FILE
+from trunkline.project.readers import read_texts
 
 if TYPE_CHECKING:
+    from trunkline.model.tokens import TokenRow
     from trunkline.model.trunk import Trunk
     from trunkline.training.adapt import Part
     from trunkline.training.candidates import Trained
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 BRANCH = "branch.safetensors"
 ENCODER = "encoder"
 DATA = "data"
+MASKED_TOKENS = 128
+"""Unlabelled texts are cut to so many tokens, as BERT's own were for most of its training."""
 
 Report = Callable[["Progress"], None]
 
@@ -158,6 +163,8 @@ class Workshop:
                     sampling=asked.sampling,
                     temperature=asked.temperature,
                     gold_weight=asked.gold_weight,
+                    masked=asked.masked,
+                    texts=self._unlabelled(asked.unlabelled) if asked.masked else (),
                 )
             except FloatingPointError as error:
                 raise TrunklineError(f"adapt: {error}; lower adapt.learning_rate in project.toml") from error
@@ -172,6 +179,15 @@ class Workshop:
             }
 
         return self.store.put(key, fields, make)
+
+    def _unlabelled(self, files: Iterable[str]) -> list[TokenRow]:
+        """The texts of these data files, as the encoder reads them. Raises ProjectError."""
+        found = [read_texts(self.files.root, file, (PROJECT_FILE, "adapt.unlabelled")) for file in files]
+        if problems := [problem for _, wrong in found for problem in wrong]:
+            raise ProjectError(problems)
+        texts = list(dict.fromkeys(text for read, _ in found for text in read))
+        encoder = self.trunk.encoder
+        return encoder.tokenize(texts, max_tokens=min(MASKED_TOKENS, encoder.reader.max_positions)) if texts else []
 
     def _parts(self, given: dict[str, Any], judged: Iterable[str]) -> dict[str, Part]:
         """What each task brings to an adaptation: no text that it, or one of the tasks `judged`, is judged on."""

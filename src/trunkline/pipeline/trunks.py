@@ -22,13 +22,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trunkline.atomic import clear_leftovers, publish_folder, remove_folder, scratch_folder, write_bytes, write_json
 from trunkline.errors import EncoderError, Problem, ProjectError, StoreError, UsageError, unknown
-from trunkline.model.source import CONFIG, MINILM, TRUNKS, resolve
+from trunkline.model.source import CONFIG, MINILM, TRUNKS, hash_files, resolve
 from trunkline.pipeline.execute import ENCODER
 from trunkline.pipeline.progress import Show, Silent
 from trunkline.pipeline.stages import Graph, StageKind, readings
 from trunkline.pipeline.store import key_of
 from trunkline.project.config import TASK_NAME, load_files
 from trunkline.project.files import PROJECT_FILE
+from trunkline.project.readers import read_texts
 
 if TYPE_CHECKING:
     from trunkline.pipeline.project import Change, Project, RunResult
@@ -207,6 +208,8 @@ class Trunks:
             )
             for depth in deep
         ]
+        for file in asked.unlabelled if asked.masked else ():
+            problems += read_texts(self.project.root, file, (PROJECT_FILE, "adapt.unlabelled"))[1]
         if problems:
             raise ProjectError(problems)
         tasks = [task for task in asked.tasks or known if task not in without]
@@ -234,6 +237,7 @@ class Trunks:
                 "pooling": settings.tune.pooling,
                 "needs": [graph.keys[id] for id in (prepare, *taught)],
             }
+        unasked = set() if asked.masked else {"masked", "unlabelled"}
         # Tasks left out are judged over the new trunk too, if their data are there.
         others = [f"{task}/{StageKind.PREPARE}" for task in graph.tasks if task not in tasks]
         needs |= set(others)
@@ -242,10 +246,13 @@ class Trunks:
             "encoder": self.project.source.fingerprint,
             "tasks": given,
             "depths": sorted(set(asked.depths) | {max(asked.depths, default=self.project.source.depth)}),
-            "settings": asked.model_dump(mode="json", exclude={"tasks", "depths"}),
+            "settings": asked.model_dump(mode="json", exclude={"tasks", "depths", *unasked}),
             "precision": files.settings.precision,
             "seed": files.settings.seed,
         }
+        if asked.masked and asked.unlabelled:
+            paths = [self.project.root / name for name in asked.unlabelled]
+            fields["unlabelled"] = list(hash_files(paths, self.project.store.hashes).values())
         if others:
             fields["judged"] = {id.partition("/")[0]: graph.keys[id] for id in others}
         return fields, needs

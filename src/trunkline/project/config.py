@@ -136,6 +136,16 @@ class AdaptSettings(TrainSettings):
     )
     temperature: float = Field(default=2.0, gt=0, le=100, description="T of the distillation loss.")
     gold_weight: float = Field(default=1.0, ge=0, le=100, description="Weight of the loss on the labels.")
+    masked: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the steps that predict masked words, as BERT was trained: of the tasks' train texts and "
+        "of `unlabelled`.",
+    )
+    unlabelled: Annotated[list[Text], Searched, Distinct] = Field(
+        default=[], description="Data files with a column `text` to predict masked words of."
+    )
 
 
 class StoreSettings(Settings):

@@ -105,6 +105,22 @@ def read_table(root: Path, source: str, where: tuple[str, str], separator: str) 
     return _csv(text, source, path.stem, separator if path.suffix.lower() == ".csv" else "\t")
 
 
+def read_texts(root: Path, source: str, where: tuple[str, str]) -> tuple[list[str], list[Problem]]:
+    """The column `text` of a file, and what is wrong with it; empty texts are left out."""
+    table = read_table(root, source, where, ",")
+    if not isinstance(table, Table):
+        return [], table
+    faults = Faults(source, table.unit)
+    texts = []
+    for line, row in zip(table.lines, table.rows, strict=True):
+        value = row.get("text")
+        if not isinstance(value, str):
+            faults.add("no text", line, show(value), "a string under `text`")
+        elif value.strip():
+            texts.append(value)
+    return texts, faults.problems()
+
+
 def peek_columns(root: Path, source: str, separator: str) -> tuple[str, ...]:
     """Columns of a local file by its first row or header; none where it cannot be read. Costs no more than that."""
     path = root / source

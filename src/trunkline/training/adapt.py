@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from trunkline.model.branch import Branch, Reading, new_branch
 from trunkline.model.encoders import Encoder
+from trunkline.model.tokens import TokenRow
 from trunkline.project.data import TaskData
 from trunkline.project.tasks import Kind
 from trunkline.training.candidates import Report, SoftLoss, distilled, gold
 from trunkline.training.loop import BatchRows, Epochs, Outcome, Schedule, fit
+from trunkline.training.masking import MaskedWords
 from trunkline.training.material import FIT, Examples, Logits, TaskMaterial
 
 
@@ -63,15 +65,31 @@ def apart(data: Mapping[str, TaskData], asked: Collection[str]) -> dict[str, np.
     return kept
 
 
+MASKED = ""
+"""Stands for a task's name where a step predicts masked words."""
+
+
 class Mixture:
     """The task and the rows of every step. In an epoch each task has its share of the steps: rows ** (1 / temperature)
-    of all, so that 1 is all rows of all tasks once, and more lifts the small tasks.
+    of all, so that 1 is all rows of all tasks once, and more lifts the small tasks. Steps on `masked` rows come on top:
+    `share` of all steps then.
     """
 
-    def __init__(self, epochs: Mapping[str, Epochs], temperature: float, seed: int) -> None:
+    def __init__(
+        self,
+        epochs: Mapping[str, Epochs],
+        temperature: float,
+        seed: int,
+        masked: Epochs | None = None,
+        share: float = 0.0,
+    ) -> None:
         sizes = np.asarray([one.per_epoch for one in epochs.values()], dtype=float)
         weights = sizes ** (1 / temperature)
         self._counts = np.maximum(1, np.rint(sizes.sum() * weights / weights.sum())).astype(int)
+        if masked is not None:
+            more = round(share / (1 - share) * self._counts.sum())
+            self._counts = np.append(self._counts, more)
+            epochs = {**epochs, MASKED: masked}
         self.per_epoch = int(self._counts.sum())
         self._names, self._epochs, self._seed = list(epochs), epochs, seed
         self._epoch, self._order, self._turns = -1, np.empty(0, dtype=int), np.empty(0, dtype=int)
@@ -102,6 +120,7 @@ class ManyHeads(nn.Module):
         }
         # In a list, since a task may have a name that a module has no room for.
         self.heads = nn.ModuleList(nn.ModuleList(heads.values()) for heads in self._of.values())
+        self.words: MaskedWords | None = None
 
     def logits(self, name: str, examples: Examples, rows: BatchRows, depths: Sequence[int]) -> dict[int, Tensor]:
         """Logits of these rows of a task by depth."""
@@ -128,16 +147,22 @@ def adapt(
     sampling: float,
     temperature: float,
     gold_weight: float,
+    masked: float = 0.0,
+    texts: Sequence[TokenRow] = (),
 ) -> Adapted:
     """Train a copy of the trunk's encoder on all `parts` (by task), heads at `depths`, the deepest of which is scored.
 
     `sampling` is the temperature of `Mixture`; `temperature` and `gold_weight` are those of distillation, for parts
-    that have a teacher. The best encoder by the mean metric on `valid` is kept.
+    that have a teacher. `masked` is the share of steps that predict masked words, of `texts` and of all train rows. The
+    best encoder by the mean metric on `valid` is kept.
     """
     torch.manual_seed(schedule.seed)
     trunk = next(iter(parts.values())).material.trunk
     encoder = copy.deepcopy(trunk.encoder).requires_grad_(True)
-    module = ManyHeads(encoder, parts, depths).to(schedule.device)
+    module = ManyHeads(encoder, parts, depths)
+    if masked:
+        module.words = MaskedWords(encoder, [*texts, *_train_texts(parts)])
+    module.to(schedule.device)
     top = max(depths)
     examples = {name: part.material.examples(FIT, part.reading) for name, part in parts.items()}
     losses = {name: _loss(part, module.branch(name, top), temperature, gold_weight) for name, part in parts.items()}
@@ -153,10 +178,15 @@ def adapt(
         },
         sampling,
         schedule.seed,
+        _epochs_of(module.words, schedule),
+        masked,
     )
 
     def loss(batch: tuple[str, np.ndarray]) -> Tensor:
         name, rows = batch
+        if name == MASKED and module.words is not None:
+            lost: Tensor = module.words(rows)
+            return lost
         found = module.logits(name, examples[name], rows, module.depths)
         first = next(iter(found.values()))
         width = first.shape[1] if parts[name].material.kind is Kind.TAGGING else 0
@@ -179,6 +209,23 @@ def adapt(
         report=report,
     )
     return Adapted(encoder.requires_grad_(False), outcome, valid())
+
+
+def _train_texts(parts: Mapping[str, Part]) -> list[TokenRow]:
+    """What the tasks read in the rows that they take part with, equal texts once."""
+    found: dict[tuple[int, ...], TokenRow] = {}
+    for part in parts.values():
+        for slot in part.material.examples(FIT, part.reading).slots.values():
+            for place in slot.index[part.rows]:
+                row = slot.rows[int(place)]
+                found[tuple(row.ids)] = row
+    return list(found.values())
+
+
+def _epochs_of(words: MaskedWords | None, schedule: Schedule) -> Epochs | None:
+    if words is None:
+        return None
+    return Epochs(np.arange(len(words.lengths)), words.lengths, schedule.batch_size, schedule.seed)
 
 
 def _loss(part: Part, branch: Branch, temperature: float, gold_weight: float) -> SoftLoss:
