@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from trunkline.atomic import (
+    InUse,
     canonical_json,
     clear_leftovers,
     exclusive,
+    in_use,
     publish_folder,
     scratch_folder,
     write_bytes,
@@ -130,3 +132,26 @@ def test_a_lock_keeps_others_out_until_its_holder_dies(tmp_path: Path) -> None:
     assert run(kill, lock).returncode == -9
     with exclusive(lock, wait=0):
         assert lock.exists()
+
+
+def test_a_folder_is_in_use_as_long_as_anyone_reads_it(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    assert not in_use(folder)
+    InUse(folder).close()  # one that is not there stays unmarked
+    folder.mkdir()
+    first, second = InUse(folder), InUse(folder)
+    assert in_use(folder)
+    first.close()
+    assert in_use(folder)
+    second.close()
+    assert not in_use(folder)
+    kill = """
+        import os, signal, sys
+        from pathlib import Path
+        from trunkline.atomic import InUse, in_use
+        mark = InUse(Path(sys.argv[1]))
+        assert in_use(Path(sys.argv[1]))
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    assert run(kill, folder).returncode == -9
+    assert not in_use(folder)

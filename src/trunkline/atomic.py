@@ -156,3 +156,45 @@ def exclusive(path: Path, *, wait: float = 10.0) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+class InUse:
+    """Marks a folder as read by this process until `close`, or until the process ends; `in_use` tells others.
+
+    Nothing is written. A folder that is not there, or whose file system has no locks, stays unmarked.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor = _opened(folder)
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def close(self) -> None:
+        """Take the mark away."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def in_use(folder: Path) -> bool:
+    """Whether any process, this one included, marks the folder with `InUse`."""
+    descriptor = _opened(folder)
+    if descriptor is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _opened(folder: Path) -> int | None:
+    try:
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None

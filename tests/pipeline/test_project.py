@@ -14,6 +14,7 @@ import torch
 from projects import SORTS, Heard, write_settings, write_task
 from tiny import tiny_encoder
 
+from trunkline.atomic import InUse
 from trunkline.bundle import verify
 from trunkline.engine import Input
 from trunkline.errors import ProjectError, UsageError
@@ -348,6 +349,19 @@ def test_gc_keeps_what_the_live_release_needs_and_the_next_run_repeats_nothing(d
     assert Project.load(done).run().ran == 0
     write_task(done, "intent", **SORTS["intent"], tune={"learning_rate": 2e-3})
     assert Project.load(done).run().ran == 3  # trunk states are computed again, stages are not
+
+
+def test_gc_leaves_a_bundle_that_is_served(done: Path) -> None:
+    project = Project.load(done)
+    old = project.releases.folder(project.released())
+    write_task(done, "slots", **SORTS["slots"], seed=7)
+    Project.load(done).run()
+    mark = InUse(old)
+    Project.load(done).gc(keep=1)
+    verify(old)
+    mark.close()
+    assert old in {item.path for item in Project.load(done).gc(keep=1)}
+    assert not old.exists()
 
 
 def test_gc_leaves_a_task_that_is_released_though_its_file_changed(done: Path) -> None:

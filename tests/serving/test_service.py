@@ -25,7 +25,7 @@ from branches import ALL_SORTS, INPUTS
 from serving.conftest import Bundles
 from serving.faults import DIE, HOLD, RAISE, Faulty, Noted
 
-from trunkline.atomic import write_json
+from trunkline.atomic import in_use, write_json
 from trunkline.bundle import Bundle, Releases
 from trunkline.bundle.manifest import file_hash
 from trunkline.engine import ItemError
@@ -368,6 +368,8 @@ def test_every_reply_under_swaps_is_of_one_bundle_and_right_for_it(
             count = len(seen)
             await until(lambda count=count: len(seen) > count + 2)  # type: ignore[misc]
             assert (await served.service.swap(bundle)).bundle == bundle.name
+            marked = [path.name for path in (bundles.first, bundles.second) if in_use(path)]
+            assert marked == [bundle.name]  # what the next worker would need, and no other
         count = len(seen)
         await until(lambda: len(seen) > count + 2)
         stop = True

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from trunkline.atomic import remove_folder
+from trunkline.atomic import in_use, remove_folder
 from trunkline.bundle.release import Releases
 from trunkline.pipeline.assemble import Assembly
 from trunkline.pipeline.stages import Graph
@@ -27,7 +27,8 @@ class Freed:
 
 def collect(graph: Graph, store: Store, assembly: Assembly, *, keep: int, dry: bool = False) -> list[Freed]:
     """Remove stages that no task file asks for and no release uses, all cached trunk states, checkpoints of stages that
-    are no longer asked for, and releases but the newest `keep` and the live one. The caller holds the store.
+    are no longer asked for, and releases but the newest `keep` and the live one; bundles that a server on this machine
+    serves stay. The caller holds the store.
     """
     releases = Releases(store.folder)
     if not dry:
@@ -56,9 +57,10 @@ def _unneeded(graph: Graph, store: Store, assembly: Assembly, bundles: set[Path]
             yield _freed(folder, "checkpoint")
     for folder in _entries(store.states):
         yield _freed(folder, "trunk states")
-    names = {bundle.name for bundle in bundles}
+    served = {folder for folder in _entries(store.bundles) if folder.is_dir() and in_use(folder)}
+    names = {bundle.name for bundle in bundles | served}
     for folder in _entries(store.bundles):
-        if folder.is_dir() and folder not in bundles:
+        if folder.is_dir() and folder.name not in names:
             yield _freed(folder, "bundle")
     for file in _entries(store.selections):
         if file.stem not in names:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from trunkline.atomic import InUse
 from trunkline.engine.base import Job
 from trunkline.serving.errors import DeadlineExceeded, Overloaded, Refusal, Unavailable
 from trunkline.serving.limits import Limits
@@ -47,6 +48,7 @@ class Dispatcher:
         self._tickets = itertools.count(1)
         self.supervisor = Supervisor(self, loading, limits, self._tickets.__next__)
         self._wanted: tuple[Path, frozenset[str]] | None = None  # what a worker should load, but for these tasks
+        self._mark: InUse | None = None  # on that folder, which the next worker will need again
         self._held: dict[int, Served] = {}  # what this worker has loaded
         self._sent: dict[int, _Sent] = {}
         self._pumping = False
@@ -55,8 +57,14 @@ class Dispatcher:
 
     async def start(self, folder: Path) -> None:
         """Start the first worker with a bundle. Raises Refusal where it cannot be loaded."""
-        self._wanted = folder, frozenset()
+        self._want(folder, frozenset())
         await self.supervisor.start()
+
+    async def stop(self) -> None:
+        """End the worker and start no other."""
+        await self.supervisor.stop()
+        if self._mark is not None:
+            self._mark.close()
 
     # Requests
 
@@ -171,10 +179,17 @@ class Dispatcher:
 
     def _serve(self, load: Load, model: ModelInfo) -> Served:
         served = Served(load.number, load.folder, load.without, model)
-        self._wanted = load.folder, load.without
+        self._want(load.folder, load.without)
         self.live = self._held[load.number] = served
         self.supervisor.serve(load.number)
         return served
+
+    def _want(self, folder: Path, without: frozenset[str]) -> None:
+        if self._wanted is None or self._wanted[0] != folder:
+            before, self._mark = self._mark, InUse(folder)
+            if before is not None:
+                before.close()
+        self._wanted = folder, without
 
     def _leave(self, served: Served) -> None:
         served.users -= 1

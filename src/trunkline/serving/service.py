@@ -115,7 +115,7 @@ class Service:
             await asyncio.wait(waiting, timeout=self.limits.drain_seconds)
         for request in list(self._dispatcher.requests):
             self._dispatcher.fail(request, Unavailable("the server shut down before the answer was there", 1.0))
-        await self._dispatcher.supervisor.stop()
+        await self._dispatcher.stop()
         await asyncio.gather(*self._changes, return_exceptions=True)
 
     async def predict(
