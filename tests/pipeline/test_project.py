@@ -283,7 +283,9 @@ def test_temperature_and_weight_of_a_student_are_searched(fresh: Path) -> None:
     distill = {"temperature": [1.0, 4.0], "gold_weight": [0.0, 1.0], "learning_rate": 3e-3}
     write_task(fresh, "intent", **SORTS["intent"], tune={"layers": [2]}, distill=distill)
     project = Project.load(fresh)
-    project.run()
+    report = project.run().report["tasks"]["intent"]
+    taught = {candidate["teacher"] for candidate in report["candidates"] if candidate["stage"] == "distill"}
+    assert taught == {f"self, {t}{g}" for t in ("T 1", "T 4") for g in ("", ", labels × 0")}
     students = [stage for stage in project.graph.of("intent") if stage.kind == "distill"]
     assert {stage.id.removeprefix("intent/distill/single/L2-l1/teacher/self/") for stage in students} == {
         f"T{temperature}/g{weight}/s13" for temperature in (1, 4) for weight in (0, 1)

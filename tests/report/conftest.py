@@ -60,6 +60,8 @@ def task(draw: random.Random, kind: str, depth: int) -> dict[str, Any]:
             "valid": full,
             "metrics": {name: 0.11 if name == "mae" else full - 0.01 * i for i, name in enumerate(metrics)},
             "ms": depth * LAYER_MS,
+            "reading": "joint" if kind == "relevance" else "single",
+            "learning_rate": 1e-4,
         },
         "candidates": candidates(draw, depth, full, ("joint", "separate") if kind == "relevance" else ("single",)),
         "chosen": None,

@@ -20,7 +20,7 @@ from trunkline.pipeline.execute import BRANCH, ENCODER
 from trunkline.pipeline.select import READS, Candidate, Choice
 from trunkline.pipeline.stages import Stage, StageKind
 from trunkline.pipeline.store import Entry, key_of
-from trunkline.project.config import CostSettings
+from trunkline.project.config import CostSettings, DistillSettings
 
 if TYPE_CHECKING:
     from trunkline.engine.base import Input
@@ -119,13 +119,24 @@ def _candidate(assembly: Assembly, options: Options, stage: Stage, picked: str) 
         "latents": branch.get("latents", 0),
         "reading": branch["reading"],
         "init": stage.fields.get("init"),
-        "teacher": "+".join(stage.fields.get("teachers", [])) or None,
+        "teacher": _teacher(stage),
         "seed": stage.fields["seed"],
         "valid": entry.result["metrics"]["valid"][metric],
         "reported": entry.result["metrics"][split][metric],
         "ms": next(c.ms for c in options.candidates if stage.id.startswith(f"{c.id}/s")),
         "chosen": entry.key == options.best[picked].key,
     }
+
+
+def _teacher(stage: Stage) -> str | None:
+    """Who taught a student, and by what loss where that is not the usual one."""
+    if stage.kind is not StageKind.DISTILL:
+        return None
+    usual, asked = DistillSettings(), stage.fields["schedule"]
+    parts = ["+".join(stage.fields["teachers"])]
+    parts += [f"T {asked['temperature']:g}"] if asked["temperature"] not in usual.temperature else []
+    parts += [f"labels × {asked['gold_weight']:g}"] if asked["gold_weight"] not in usual.gold_weight else []
+    return ", ".join(parts)
 
 
 def _merged(

@@ -49,11 +49,13 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Baseline:
-    """The task's own fully fine-tuned model; `ms` is the whole model's time."""
+    """The task's own fully fine-tuned model, and how it was trained; `ms` is the whole model's time."""
 
     valid: float | None
     metrics: dict[str, float | None]
     ms: float | None
+    reading: str
+    learning_rate: float | None
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,13 @@ def _chosen(data: Mapping[str, Any]) -> Chosen:
 
 
 def _baseline(data: Mapping[str, Any]) -> Baseline:
-    return Baseline(_number(data.get("valid")), _numbers(data.get("metrics")), _number(data.get("ms")))
+    return Baseline(
+        valid=_number(data.get("valid")),
+        metrics=_numbers(data.get("metrics")),
+        ms=_number(data.get("ms")),
+        reading=_text(data.get("reading")) or "single",
+        learning_rate=_number(data.get("learning_rate")),
+    )
 
 
 def _merged(data: Mapping[str, Any]) -> Merged | None:

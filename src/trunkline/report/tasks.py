@@ -147,7 +147,10 @@ def _metrics(task: Task) -> str:
         cells = [label, wording.number(a), wording.number(b), wording.signed(difference)]
         rows.append(Row(cells, css="main" if name == task.metric else ""))
     columns = [Column("Metric"), *(Column(name, figures=True) for name in ("Full", "Merged", "Change"))]
-    return table(f"On {escape(task.reported)}, which no choice has seen.", columns, rows, css="metrics")
+    caption = f"On {escape(task.reported)}, which no choice has seen."
+    if task.baseline and task.baseline.learning_rate is not None:
+        caption += f" Full: {escape(wording.full(task.baseline.reading, task.baseline.learning_rate))}."
+    return table(caption, columns, rows, css="metrics")
 
 
 def _candidates(content: Content, task: Task) -> str:

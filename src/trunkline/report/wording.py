@@ -60,6 +60,11 @@ def stage(name: str | None) -> str:
     return STAGES.get(name or "", name or MISSING)
 
 
+def full(reading: str, learning_rate: float) -> str:
+    """How a full model was trained."""
+    return ", ".join([f"fine-tuned at {learning_rate:g}", *_read(reading)])
+
+
 def place(fork: int, layers: int, latents: int = 0) -> str:
     """Where a branch leaves the trunk and what it adds."""
     of = f" of {count(latents, 'latent')}" if latents else ""
@@ -69,8 +74,7 @@ def place(fork: int, layers: int, latents: int = 0) -> str:
 def branch(one: Candidate | Chosen, trained: str | None) -> str:
     """A candidate in one phrase."""
     parts = [trained and stage(trained), place(one.fork, one.layers, one.latents)]
-    if one.reading != "single":
-        parts.append(f"pair read {one.reading}ly" if one.reading in ("joint", "separate") else one.reading)
+    parts += _read(one.reading)
     if one.seed is not None:
         parts.append(f"seed {one.seed}")
     return ", ".join(part for part in parts if part)
@@ -146,3 +150,9 @@ def machine(content: Content) -> str:
     parts = [known.get("cpu", ""), f"{known['cores']} cores" if "cores" in known else ""]
     parts += [f"{key} {value}" for key, value in known.items() if key not in ("cpu", "cores")]
     return ", ".join(part for part in parts if part)
+
+
+def _read(reading: str) -> list[str]:
+    if reading == "single":
+        return []
+    return [f"pair read {reading}ly" if reading in READINGS else reading]
