@@ -277,6 +277,21 @@ def test_every_teacher_and_init_runs_from_a_project(fresh: Path) -> None:
     assert {(c["init"], c["teacher"]) for c in students} == {(i, "full+self") for i in distill["init"]}
 
 
+def test_scores_are_calibrated_on_valid_and_logits_are_not(done: Path) -> None:
+    project = Project.load(done)
+    report = project.report()["tasks"]
+    bundle = project.bundle()
+    text = "play some music"
+    answer = bundle.predict([text])[0]["intent"]
+    logits = bundle.logits([Input(text)])["intent"][0]
+    temperature = report["intent"]["chosen"]["calibration"]["temperature"]
+    assert temperature != 1.0
+    expected = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
+    assert list(answer.scores.values()) == pytest.approx(expected.tolist(), abs=1e-6)
+    assert report["slots"]["chosen"]["calibration"]["temperature"] != 1.0
+    assert report["urgency"]["chosen"]["calibration"] is None
+
+
 def test_temperature_and_weight_of_a_student_are_searched(fresh: Path) -> None:
     for task in ("slots", "urgency"):
         (fresh / "tasks" / f"{task}.toml").unlink()

@@ -75,6 +75,8 @@ def choose(data: dict[str, Any], one: dict[str, Any], draw: random.Random) -> No
     metrics = {name: value + gain + draw.uniform(-0.004, 0.004) for name, value in data["baseline"]["metrics"].items()}
     data["chosen"] = {key: one[key] for key in ("fork", "layers", "reading", "seed", "valid", "ms")}
     data["chosen"]["metrics"] = metrics
+    calibration = {"temperature": draw.uniform(0.8, 2.0), "before": draw.uniform(0.02, 0.1), "after": 0.0125}
+    data["chosen"]["calibration"] = None if data["kind"] == "regression" else calibration
 
 
 def depth_row(tasks: dict[str, Any], trunk: int) -> dict[str, Any]:

@@ -214,4 +214,6 @@ def _answer(spec: BranchSpec, item: Input | ItemError, logits: Logits | ItemErro
     if isinstance(logits, ItemError):
         return logits
     words = item.spans() if spec.kind is Kind.TAGGING else None
+    if spec.kind is not Kind.REGRESSION:
+        logits = logits / spec.temperature
     return answer(spec.kind, spec.labels, spec.positive, logits, item.text, words)

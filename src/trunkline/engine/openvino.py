@@ -165,7 +165,7 @@ class Builder:
         slots = len(spec.reading.slots)
         example = (*[torch.randn(2, 6, spec.width) for _ in range(slots)], *[_ones(2, 6) for _ in range(slots)])
         # All of a spec but names and limits is what a graph depends on.
-        apart = {"task", "labels", "positive", "metric", "max_tokens", "trunk"}
+        apart = {"task", "labels", "positive", "metric", "max_tokens", "temperature", "trunk"}
         structure = (form, *spec.model_dump(exclude=apart).values())
         model = self._converter.convert(structure, module, example, states_out=False)
         round_linears(model, branch_linears(branch, form), ranges)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -69,6 +69,8 @@ class BranchSpec(BaseModel):
     outputs: int
     mean: float = 0.0
     std: float = 1.0
+    temperature: float = Field(default=1.0, gt=0)
+    """What logits are divided by before they become the probabilities of an answer; the logits themselves stay."""
     trunk: str
 
     @property

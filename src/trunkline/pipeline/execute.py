@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -278,6 +278,7 @@ class Workshop:
             "branch": {
                 name: getattr(spec, name) for name in ("fork", "layers", "reading", "pooling", "latents", "crossing")
             },
+            "calibration": None if trained.calibration is None else asdict(trained.calibration),
             "steps": trained.outcome.steps,
             "best_step": trained.outcome.best_step,
             "history": trained.outcome.history,

@@ -101,9 +101,18 @@ def _task(
             "seed": best.fields["seed"],
             "valid": picked.quality,
             "metrics": scored[split],
+            "calibration": _calibration(best.result["calibration"], split),
             "ms": picked.ms,
         },
     }
+
+
+def _calibration(found: Mapping[str, Any] | None, split: str) -> dict[str, Any] | None:
+    """A branch's temperature, and its calibration error on a split before and after; None without confidence."""
+    if found is None:
+        return None
+    before, after = found["ece"][split]
+    return {"temperature": found["temperature"], "before": before, "after": after}
 
 
 def _candidate(assembly: Assembly, options: Options, stage: Stage, picked: str) -> dict[str, Any]:

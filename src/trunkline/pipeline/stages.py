@@ -41,7 +41,7 @@ class StageKind(StrEnum):
     """Distil tuned layers into the l of a student."""
 
 
-VERSIONS = {StageKind.PREPARE: 1, StageKind.FULL: 2, StageKind.TUNE: 2, StageKind.DISTILL: 2}
+VERSIONS = {StageKind.PREPARE: 1, StageKind.FULL: 2, StageKind.TUNE: 3, StageKind.DISTILL: 3}
 """Raised when a stage would give another result from the same fields."""
 
 

@@ -34,6 +34,15 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """What a branch's logits are divided by, and its calibration error on the reported split before and after."""
+
+    temperature: float
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
 class Chosen:
     """The branch that was merged, with its metrics on the reported split."""
 
@@ -45,6 +54,7 @@ class Chosen:
     valid: float | None
     metrics: dict[str, float | None]
     ms: float | None
+    calibration: Calibration | None
 
 
 @dataclass(frozen=True)
@@ -230,7 +240,15 @@ def _chosen(data: Mapping[str, Any]) -> Chosen:
         valid=_number(data.get("valid")),
         metrics=_numbers(data.get("metrics")),
         ms=_number(data.get("ms")),
+        calibration=_calibration(_mapping(data.get("calibration"))),
     )
+
+
+def _calibration(data: Mapping[str, Any]) -> Calibration | None:
+    temperature, before, after = (_number(data.get(key)) for key in ("temperature", "before", "after"))
+    if temperature is None or before is None or after is None:
+        return None
+    return Calibration(temperature, before, after)
 
 
 def _baseline(data: Mapping[str, Any]) -> Baseline:

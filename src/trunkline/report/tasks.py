@@ -41,6 +41,8 @@ def task_section(content: Content, task: Task, index: int) -> str:
             chosen += f" It adds {wording.milliseconds(task.chosen.ms)} to the shared trunk"
             whole = task.baseline.ms if task.baseline else None
             chosen += "." if whole is None else f"; its full model takes {wording.milliseconds(whole)}."
+        if task.chosen.calibration is not None:
+            chosen += f" {wording.calibration(task.chosen.calibration, task.reported)}"
     notes = "".join(f"<li>{escape(note)}</li>" for note in task.notes)
     notes = f'<ul class="notes" aria-label="Notes">{notes}</ul>' if notes else ""
     facts = " · ".join(part for part in (task.kind, task.metric, f"rows: {rows}" if rows else "") if part)

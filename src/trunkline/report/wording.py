@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from trunkline.report.content import Candidate, Choice, Chosen, Content, Merged
+from trunkline.report.content import Calibration, Candidate, Choice, Chosen, Content, Merged
 
 MISSING = "–"
 READINGS = {"single": "single text", "joint": "pair, joint", "separate": "pair, separate"}
@@ -63,6 +63,14 @@ def stage(name: str | None) -> str:
 def full(reading: str, learning_rate: float) -> str:
     """How a full model was trained."""
     return ", ".join([f"fine-tuned at {learning_rate:g}", *_read(reading)])
+
+
+def calibration(found: Calibration, split: str) -> str:
+    """How far confidence is from accuracy, in a sentence."""
+    return (
+        f"Its scores are calibrated on valid (temperature {found.temperature:.2f}): on {split} they miss its accuracy "
+        f"by {number(found.after)} on average (ECE), {number(found.before)} before."
+    )
 
 
 def place(fork: int, layers: int, latents: int = 0) -> str:

@@ -20,7 +20,8 @@ from trunkline.model.branch import Branch, Reading, new_branch
 from trunkline.model.encoders import Encoder
 from trunkline.model.heads import Pooling
 from trunkline.project.config import TrainSettings
-from trunkline.project.tasks import Kind
+from trunkline.project.tasks import Kind, encode_targets
+from trunkline.training.calibration import Calibration, calibrate
 from trunkline.training.loop import BatchRows, Epochs, Outcome, Progress, Schedule, fit
 from trunkline.training.losses import IGNORE, gold_loss, soften, teacher_loss
 from trunkline.training.material import FIT, Examples, Logits, TaskMaterial
@@ -32,12 +33,15 @@ SoftLoss = Callable[[BatchRows, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished candidate with its metrics per scored split; `encoder` is its own, for full fine-tuning only."""
+    """A finished candidate with its metrics per scored split; `encoder` is its own, for full fine-tuning only, and
+    `calibration` None where there is no confidence to calibrate.
+    """
 
     branch: Branch
     encoder: Encoder | None
     outcome: Outcome
     metrics: dict[str, dict[str, float]]
+    calibration: Calibration | None
 
 
 class OverStates(nn.Module):
@@ -202,24 +206,25 @@ def train(
         checkpoint=checkpoint,
         report=report,
     )
-    return Trained(branch, None, outcome, _score(material, branch.spec.reading, module))
+    metrics, scored = {}, {}
+    for split, (pool, picks) in material.splits().items():
+        logits = material.examples(pool, branch.spec.reading).predict(module(pool).eval(), picks)
+        table = (material.data.fit if pool == FIT else material.data.reported[pool]).take(picks)
+        metrics[split] = material.metrics(table, logits)
+        scored[split] = logits, encode_targets(material.kind, material.data.labels, table)
+    return Trained(branch, None, outcome, metrics, calibrate(material.kind, scored))
 
 
 def _train_branch(
     material: TaskMaterial, branch: Branch, schedule: Schedule, checkpoint: Path, report: Report, loss: SoftLoss
 ) -> Trained:
     branch.to(schedule.device)
-    return train(material, branch, lambda pool: OverStates(material, branch, pool), schedule, checkpoint, report, loss)
-
-
-def _score(material: TaskMaterial, reading: Reading, module: Callable[[str], nn.Module]) -> dict[str, dict[str, float]]:
-    """Metrics on valid and on every reported split; only valid is ever used to choose."""
-    metrics = {}
-    for split, (pool, rows) in material.splits().items():
-        logits = material.examples(pool, reading).predict(module(pool).eval(), rows)
-        table = material.data.fit if pool == FIT else material.data.reported[pool]
-        metrics[split] = material.metrics(table.take(rows), logits)
-    return metrics
+    trained = train(
+        material, branch, lambda pool: OverStates(material, branch, pool), schedule, checkpoint, report, loss
+    )
+    if trained.calibration is not None:
+        branch.spec = branch.spec.model_copy(update={"temperature": trained.calibration.temperature})
+    return trained
 
 
 def gold(material: TaskMaterial, branch: Branch) -> SoftLoss:
