@@ -26,6 +26,7 @@ from trunkline.project.config import ProjectFiles
 from trunkline.project.data import TaskData, pinned, read_task
 from trunkline.project.files import PROJECT_FILE
 from trunkline.project.readers import read_texts
+from trunkline.project.soft import soft_labels
 
 if TYPE_CHECKING:
     from trunkline.model.tokens import TokenRow
@@ -81,6 +82,7 @@ class Workshop:
     def _prepare(self, stage: Stage, artifacts: Path) -> dict[str, Any]:
         settings = pinned(self.files.tasks[stage.task], stage.fields["sources"])
         data = read_task(self.files.root, stage.task, settings)
+        soft_labels(self.files, stage.task, data)  # what is wrong there is better known before anything is trained
         data.save(artifacts / DATA)
         for note in data.notes:
             self.say(f"{stage.task}: {note}")
@@ -239,7 +241,7 @@ class Workshop:
         return train_student(
             material,
             self._branch(stage.needs[0]),
-            [self._taught(stage.needs[teacher == "full"]) for teacher in fields["teachers"]],
+            self._soft(stage),
             fields["layers"],
             fields["init"],
             schedule,
@@ -250,6 +252,13 @@ class Workshop:
             latents=fields.get("latents", 0),
             crossing=fields.get("crossing", 1),
         )
+
+    def _soft(self, stage: Stage) -> list[Logits]:
+        """What each teacher of a student says of the train rows. Raises ProjectError for a file that does not fit."""
+        tune, *full = stage.needs
+        own = {"self": tune, **({"full": full[0]} if full else {})}
+        found = [self._taught(id) for teacher, id in own.items() if teacher in stage.fields["teachers"]]
+        return found + list(soft_labels(self.files, stage.task, self.data(stage.task)))
 
     def _branch(self, id: str, encoder: Any = None) -> Any:
         from trunkline.model.branch import load_branch

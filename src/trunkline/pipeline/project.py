@@ -27,6 +27,7 @@ from trunkline.pipeline.store import Entry, Store
 from trunkline.pipeline.trunks import Trunks
 from trunkline.project.config import ProjectFiles, TaskSettings, load_files
 from trunkline.project.data import read_project
+from trunkline.project.soft import check_soft
 from trunkline.project.sources import Commits
 
 if TYPE_CHECKING:
@@ -349,6 +350,7 @@ def check(root: Path) -> dict[str, dict[str, Any]]:
     Raises ProjectError with all problems of all of them; `Project.load` reads no data, and knows of its files' alone.
     """
     files, data = read_project(root)
+    check_soft(files, data)
     _ = Project.load(root).graph  # the grid fits the encoder
     return {
         name: {

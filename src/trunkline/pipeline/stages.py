@@ -21,7 +21,7 @@ from trunkline.engine.choose import no_openvino
 from trunkline.errors import Problem, ProjectError
 from trunkline.model.source import LATENTS, Source, hash_files
 from trunkline.pipeline.store import key_of
-from trunkline.project.config import ProjectFiles, TaskSettings
+from trunkline.project.config import FILE, OWN, ProjectFiles, TaskSettings
 from trunkline.project.data import data_fields, hub_sets, pinned, read_task, reads_pairs, sources
 from trunkline.project.hub import HubError
 from trunkline.project.sources import Commits
@@ -87,12 +87,13 @@ class Graph:
 @dataclass(frozen=True)
 class TaskFiles:
     """What planning knows of a task's data: a content hash per local file and a name with its commit per set of the
-    hub, by split, and whether the task reads pairs.
+    hub, by split, whether the task reads pairs, and a content hash per file of soft labels.
     """
 
     hashes: dict[str, str]
     sets: dict[str, str]
     pairs: bool
+    soft: list[str]
 
     @classmethod
     def of(cls, root: Path, name: str, settings: TaskSettings, cache: Path, commits: Commits) -> TaskFiles:
@@ -109,7 +110,16 @@ class TaskFiles:
             pairs = reads_pairs(root, pinned(settings, sets))
         except HubError as error:
             raise ProjectError([error.problem((f"tasks/{name}.toml", "data.train"), settings.data.train)]) from error
-        return cls({split: hashes[str(path)] for split, path in files.items()}, sets, pairs)
+        soft = {name: root / name for name in settings.soft_files}
+        missing = [
+            Problem(f"tasks/{name}.toml", "distill.teachers", "no such file", f"{FILE}{file}", f"a file in {root}")
+            for file, path in soft.items()
+            if not path.is_file()
+        ]
+        if missing:
+            raise ProjectError(missing)
+        by_split = {split: hashes[str(path)] for split, path in files.items()}
+        return cls(by_split, sets, pairs, list(hash_files(soft.values(), cache).values()))
 
 
 def graph(files: ProjectFiles, source: Source, tasks: Mapping[str, TaskFiles]) -> Graph:
@@ -220,7 +230,7 @@ def _task_stages(
                     (prepare.id,),
                 )
                 yield tune
-                yield from _students(name, settings, common, reading, tune, full[0])
+                yield from _students(name, settings, common, reading, tune, full[0], data.soft)
 
 
 def _full(name: str, settings: TaskSettings, common: dict[str, Any], pairs: bool, prepare: Stage) -> Iterator[Stage]:
@@ -240,13 +250,21 @@ def _full(name: str, settings: TaskSettings, common: dict[str, Any], pairs: bool
 
 
 def _students(
-    name: str, settings: TaskSettings, common: dict[str, Any], reading: str, tune: Stage, full: Stage
+    name: str,
+    settings: TaskSettings,
+    common: dict[str, Any],
+    reading: str,
+    tune: Stage,
+    full: Stage,
+    soft: list[str],
 ) -> Iterator[Stage]:
     distill = settings.distill
-    teachers = sorted(set(distill.teachers))
+    # A file counts by what is in it: moving it changes nothing.
+    own = {name for name in distill.teachers if name in OWN}
+    teachers = sorted(own | {f"{FILE}{Path(path).stem}" for path in settings.soft_files})
     tuned = int(tune.fields["layers"])
     for layers in sorted(set(distill.layers)):
-        if layers > tuned or (layers == tuned and "full" not in teachers):
+        if layers > tuned or (layers == tuned and not distill.taught_by_others):
             continue  # a student is smaller than its own teacher (Wei et al., l < L)
         few = distill.latents if layers and settings.kind is not Kind.TAGGING else [0]
         # A head alone starts afresh or as its teacher's, whatever else is asked for.
@@ -267,6 +285,7 @@ def _students(
                     "init": init,
                     **({"latents": latents, "crossing": min(distill.crossing, layers)} if latents else {}),
                     "teachers": teachers,
+                    **({"soft": sorted(soft)} if soft else {}),
                     "schedule": {
                         **distill.model_dump(mode="json", exclude=_GRID),
                         "temperature": temperature,

@@ -52,6 +52,19 @@ def _source(value: str) -> str:
     return value
 
 
+OWN = ("self", "full")
+"""Teachers that a task trains itself."""
+FILE = "file:"
+"""What stands before the path of a file of soft labels."""
+
+
+def _teacher(value: str) -> str:
+    path = value.removeprefix(FILE)
+    if value not in OWN and (path == value or not path.strip() or "\0" in path):
+        raise PydanticCustomError("teacher", "not a teacher", {})
+    return value
+
+
 def _filled(value: str) -> str:
     if not value.strip():
         raise PydanticCustomError("empty", "empty", {})
@@ -63,6 +76,7 @@ Searched = BeforeValidator(_listed)
 Distinct = AfterValidator(_distinct)
 Layers = Annotated[list[Annotated[int, Field(ge=1)]], Searched, Distinct]
 Source = Annotated[str, AfterValidator(_source), f"a path from the project's folder, or {HUB_FORM}"]
+Teacher = Annotated[str, AfterValidator(_teacher), '"self", "full" or "file:" and a path from the project\'s folder']
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Readings = Annotated[list[Literal["joint", "separate"]], Searched, Distinct, Field(min_length=1)]
@@ -278,8 +292,10 @@ class DistillSettings(TrainSettings):
     crossing: int = Field(
         default=1, ge=1, description="Of the student's layers, those in which latents read the trunk's states."
     )
-    teachers: Annotated[list[Literal["self", "full"]], Searched, Distinct, Field(min_length=1)] = Field(
-        default=["self"], description="Whose logits the student learns: `self` the tuned layers, `full` the full model."
+    teachers: Annotated[list[Teacher], Searched, Distinct, Field(min_length=1)] = Field(
+        default=["self"],
+        description="Whose logits the student learns, the mean of all: `self` the tuned layers, `full` the full model, "
+        "`file:PATH` [soft labels](teachers.md) of the train rows from anywhere.",
     )
     init: Annotated[list[Literal["teacher", "trunk", "random"]], Searched, Distinct, Field(min_length=1)] = Field(
         default=["teacher"],
@@ -291,6 +307,11 @@ class DistillSettings(TrainSettings):
     gold_weight: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Searched, Distinct, Field(min_length=1)] = (
         Field(default=[1.0], description="Weight of the loss on the labels, searched.")
     )
+
+    @property
+    def taught_by_others(self) -> bool:
+        """Whether a student has teachers besides the tuned layers that it starts from."""
+        return any(teacher != "self" for teacher in self.teachers)
 
 
 class TaskSettings(Settings):
@@ -311,6 +332,11 @@ class TaskSettings(Settings):
     tune: TuneSettings = Field(default=TuneSettings(), description="Partial fine-tuning.")
     full: FullSettings = Field(default=FullSettings(), description="Full fine-tuning.")
     distill: DistillSettings = Field(default=DistillSettings(), description="Distillation.")
+
+    @property
+    def soft_files(self) -> list[str]:
+        """The files that hold teachers' soft labels."""
+        return [name.removeprefix(FILE) for name in self.distill.teachers if name.startswith(FILE)]
 
     @property
     def primary_metric(self) -> str:

@@ -213,11 +213,11 @@ def _contradictions(root: Path, settings: TaskSettings, wrong: Collection[str]) 
         yield "pair", "tagging reads one text", show(settings.pair), "leave the key out"
     layers = {"tune.layers", "distill.layers", "tune", "distill"}
     if not layers & set(wrong) and "layers" in settings.distill.model_fields_set:
-        # The tuned layers that a student starts from; where the full model teaches, it may have all of them.
-        most = max(settings.tune.layers) - ("full" not in settings.distill.teachers)
+        # The tuned layers that a student starts from; where another teaches, it may have all of them.
+        equal = settings.distill.taught_by_others
+        most = max(settings.tune.layers) - (not equal)
         for count in settings.distill.layers:
             if count > most:
-                equal = "full" in settings.distill.teachers
                 yield (
                     "distill.layers",
                     f"a student has {'no more' if equal else 'fewer'} layers than {'' if equal else 'its teacher, '}"
