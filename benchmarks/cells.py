@@ -7,7 +7,7 @@ project's files allow. Results go line by line into a file, so that a run that w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from data_projects import with_values
 
 from trunkline.model.branch import Reading
 from trunkline.pipeline.execute import Workshop
-from trunkline.pipeline.progress import Silent
+from trunkline.pipeline.progress import Show, Silent
 from trunkline.pipeline.project import Project
 from trunkline.training.candidates import Trained, schedule_of, train_full, train_tuned
 from trunkline.training.loop import Schedule
@@ -51,6 +51,12 @@ class Bench:
         material = self._held[1].material(task)
         tune = with_values(material.settings.tune, pooling=pooling)
         return replace(material, settings=with_values(material.settings, tune=tune))
+
+    def about(self, task: str) -> dict[str, Any]:
+        """What figures of a task depend on besides the branch: trunk, rows and schedule."""
+        settings = self.project.task(task)
+        tables = {name: getattr(settings, name).model_dump(mode="json") for name in ("tune", "full")}
+        return {"trunk": self.project.source.fingerprint, "rows": settings.data.max_train_rows, **tables}
 
     def alone(self, task: str) -> Project:
         """The project with this task only."""
@@ -96,6 +102,18 @@ def shortened(project: Project, epochs: Mapping[str, float]) -> Project:
     return project.over(replace(project.files, tasks=tasks))
 
 
+def adapted(project: Project, name: str, without: Sequence[str], show: Show) -> None:
+    """Adapt the trunk to the project's tasks but for `without`; one of that name that is there must be just that."""
+    for trunk in project.trunks.all():
+        if trunk.name == name:
+            asked = project.files.settings.adapt.model_dump(mode="json")
+            same = all(trunk.settings.get(key, value) == value for key, value in asked.items() if key != "depths")
+            if set(trunk.tasks) != set(project.tasks) - set(without) or not same:
+                raise SystemExit(f"{project.trunks.folder / name} was adapted to other tasks or otherwise: remove it")
+            return
+    project.trunks.adapt(name, without=without, show=show)
+
+
 def figures(material: TaskMaterial, trained: Trained) -> dict[str, Any]:
     """The task's metric on `valid` and on the reported split, and the steps that it took."""
     splits = {name: metrics[material.metric] for name, metrics in trained.metrics.items()}
@@ -108,26 +126,33 @@ def figures(material: TaskMaterial, trained: Trained) -> dict[str, Any]:
 
 
 def run_all(
-    cells: Iterable[Any], file: Path, train: Callable[[Any], dict[str, Any]], say: Callable[[str], None]
+    cells: Iterable[Any],
+    file: Path,
+    train: Callable[[Any], dict[str, Any]],
+    say: Callable[[str], None],
+    about: Callable[[Any], dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """The figures of all cells (dataclasses), each with its fields; those that `file` has are not trained again."""
-    done = (
-        {_name(line["cell"]): line for line in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
-    )
-    cells = list(cells)
+    """The figures of all cells (dataclasses), each with its fields; those that `file` has are not trained again.
+
+    `about` gives all else that a cell's figures depend on, so that another limit on rows is another line.
+    """
+    lines = file.read_text().splitlines() if file.exists() else []
+    done = {_name(line["cell"], line["about"]): line for line in map(json.loads, lines)}
+    cells, found = list(cells), []
     for number, cell in enumerate(cells, 1):
-        name = _name(asdict(cell))
-        if name in done:
-            continue
-        done[name] = {"cell": asdict(cell), "figures": train(cell)}
-        with file.open("a") as out:
-            out.write(json.dumps(done[name]) + "\n")
-        say(f"{number}/{len(cells)} {' '.join(map(str, asdict(cell).values()))}: {done[name]['figures']}")
-    return [{**line["cell"], **line["figures"]} for line in (done[_name(asdict(cell))] for cell in cells)]
+        line: dict[str, Any] = {"cell": asdict(cell), "about": about(cell)}
+        name = _name(**line)
+        if name not in done:
+            done[name] = {**line, "figures": train(cell)}
+            with file.open("a") as out:
+                out.write(json.dumps(done[name]) + "\n")
+            say(f"{number}/{len(cells)} {' '.join(map(str, line['cell'].values()))}: {done[name]['figures']}")
+        found.append({**line["cell"], **done[name]["figures"]})
+    return found
 
 
-def _name(fields: dict[str, Any]) -> str:
-    return json.dumps(fields, sort_keys=True)
+def _name(cell: dict[str, Any], about: dict[str, Any]) -> str:
+    return json.dumps([cell, about], sort_keys=True)
 
 
 def _quiet(_: Any) -> None:

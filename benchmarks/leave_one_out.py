@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cells import Bench, Cell, figures, run_all, shortened
+from cells import Bench, Cell, adapted, figures, run_all, shortened
 from data_projects import with_values, write_project
 from rich.console import Console
 
@@ -68,18 +68,24 @@ def main() -> None:
     adapt_all(project)
     held: dict[str, Bench] = {}
 
-    def run(trial: Trial) -> dict[str, Any]:
-        encoder = {"published": None, "with it": ALL, "without it": f"without-{trial.task}"}[trial.side]
-        if list(held) != [encoder or ""]:
+    def bench_of(trial: Trial) -> Bench:
+        trunk = {"published": None, "with it": ALL, "without it": f"without-{trial.task}"}[trial.side]
+        if list(held) != [trunk or ""]:
             held.clear()
-            held[encoder or ""] = Bench(over(project, encoder), options.work)
-        bench = next(iter(held.values()))
+            held[trunk or ""] = Bench(over(project, trunk), options.work)
+        return held[trunk or ""]
+
+    def run(trial: Trial) -> dict[str, Any]:
+        bench = bench_of(trial)
         reading = "joint" if trial.task in PAIRS else None
         trained = bench.train(Cell(trial.task, trial.fork, 1, reading, "trunk", "cls", trial.seed))
         return figures(bench.material(trial.task), trained)
 
+    def about(trial: Trial) -> dict[str, Any]:
+        return bench_of(trial).about(trial.task)
+
     trials = [Trial(*each) for each in product(SIDES, options.tasks, FORKS, SEEDS)]
-    rows = run_all(trials, options.work / "trials.jsonl", run, lambda line: print(line, flush=True))
+    rows = run_all(trials, options.work / "trials.jsonl", run, lambda line: print(line, flush=True), about)
     found = {
         "command": "python benchmarks/leave_one_out.py DATA_FOLDER --work FOLDER",
         "machine": machine(),
@@ -93,11 +99,9 @@ def main() -> None:
 
 def adapt_all(project: Project) -> None:
     """The trunk that saw all tasks, and for each task one that did not see it."""
-    there = {trunk.name for trunk in project.trunks.all()}
     with Terminal(Console(stderr=True)) as show:
         for name, without in [(ALL, []), *((f"without-{task}", [task]) for task in project.tasks)]:
-            if name not in there:
-                project.trunks.adapt(name, without=without, show=show)
+            adapted(project, name, without, show)
 
 
 def over(project: Project, trunk: str | None) -> Project:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from cells import Bench, figures, run_all, shortened
 from data_projects import write_project
-from levers_page import write_page
+from levers_page import BASE, write_page
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -78,7 +78,7 @@ class Recipe:
 
 TAUGHT = Recipe(taught=True)
 LEVERS = {
-    "as it is": Recipe(),
+    BASE: Recipe(),
     "random start": Recipe(random=True),
     "three times as long": Recipe(longer=3.0),
     "mean": Recipe(pooling="mean"),
@@ -130,7 +130,8 @@ def main() -> None:
     project = shortened(Project.load(options.work), {})
     bench = Bench(project, options.work)
     trunk = project.source.fingerprint[:16]
-    trials = [Trial(trunk, task, lever, seed) for task in options.tasks for lever in options.levers for seed in SEEDS]
+    levers = dict.fromkeys([BASE, *options.levers])
+    trials = [Trial(trunk, task, lever, seed) for task in options.tasks for lever in levers for seed in SEEDS]
     held: list[Taught] = []
 
     def run(trial: Trial) -> dict[str, Any]:
@@ -140,7 +141,11 @@ def main() -> None:
         return figures(bench.material(trial.task), trained(bench, held[0], recipe, trial.seed))
 
     found = json.loads(options.out.read_text()) if options.out.exists() else {"trunks": {}}
-    rows = run_all(trials, options.work / "levers.jsonl", run, lambda line: print(line, flush=True))
+
+    def about(trial: Trial) -> dict[str, Any]:
+        return {**bench.about(trial.task), "recipe": asdict(LEVERS[trial.lever])}
+
+    rows = run_all(trials, options.work / "levers.jsonl", run, lambda line: print(line, flush=True), about)
     found["command"] = "python benchmarks/levers.py DATA_FOLDER --work FOLDER"
     found["machine"] = machine()
     found["train_rows"] = ROWS

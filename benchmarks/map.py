@@ -70,8 +70,11 @@ def main() -> None:
 
     rows = []
     for task in options.tasks:
-        rows += run_all(cells_of(task), options.work / "map.jsonl", train, say)
+        rows += run_all(cells_of(task), options.work / "map.jsonl", train, say, lambda cell: bench.about(cell.task))
     old = json.loads(options.out.read_text()) if options.out.exists() else {}
+    # Tasks that were not asked for keep their cells, as long as they were trained on as many rows.
+    others = [one for one in old.get("cells", ()) if one["task"] not in options.tasks]
+    kept = others if old.get("train_rows") == options.rows else []
     times = measured(project, rows) if options.times else old.get("times", {})
     command = "python benchmarks/map.py DATA_FOLDER --work FOLDER --times"
     found = {
@@ -79,7 +82,7 @@ def main() -> None:
         "machine": machine(),
         "train_rows": options.rows,
         "times": times,
-        "cells": [with_time(row, times) for row in rows],
+        "cells": [*kept, *(with_time(row, times) for row in rows)],
     }
     write_json(options.out, found)
     write_page(found, options.page)

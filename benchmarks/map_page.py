@@ -52,8 +52,7 @@ def text(found: dict[str, Any], drawn: str) -> str:
     lines += [
         "## The best branch of each number of own layers",
         "",
-        "Per task and reading, over all forks, poolings and starts: quality on `valid` (fork, pooling where it is not",
-        "cls), full fine-tuning on the same rows beside it.",
+        "Per task and reading, over all forks: quality on `valid` (fork), full fine-tuning on the same rows beside it.",
         "",
         "| task | reading | full | head alone | 1 layer | 2 layers | 3 layers |",
         "|---|---|---|---|---|---|---|",
@@ -61,7 +60,8 @@ def text(found: dict[str, Any], drawn: str) -> str:
     for task, reading in _keys(cells):
         mine = [cell for cell in cells if (cell["task"], cell["pair"]) == (task, reading)]
         shown = [_best([cell for cell in mine if cell["init"] == "full"], where=False)]
-        shown += [_best([cell for cell in mine if cell["init"] != "full" and cell["layers"] == n]) for n in range(4)]
+        plain = [cell for cell in mine if (cell["init"], cell["pooling"]) == ("trunk", "cls")]
+        shown += [_best([cell for cell in plain if cell["layers"] == n]) for n in range(4)]
         lines.append(f"| {task} | {reading or 'single'} | {' | '.join(shown)} |")
     lines += ["", "## Poolings and starts", "", *_variants(cells)]
     return "\n".join(lines) + "\n"
@@ -82,9 +82,8 @@ def _mean(cells: Rows) -> dict[tuple[Any, ...], float]:
 def _best(cells: Rows, *, where: bool = True) -> str:
     if not cells:
         return "-"
-    (fork, _, init, pooling), value = max(_mean(cells).items(), key=lambda item: item[1])
-    about = [f"fork {fork}", *([pooling] if pooling != "cls" else []), *([init] if init == "random" else [])]
-    return f"{value:.3f}" + (f" ({', '.join(about)})" if where else "")
+    (fork, *_), value = max(_mean(cells).items(), key=lambda item: item[1])
+    return f"{value:.3f}" + (f" (fork {fork})" if where else "")
 
 
 def _variants(cells: Rows) -> list[str]:
@@ -132,7 +131,7 @@ def draw(cells: Rows, path: Path) -> None:
         values = {
             (layers, fork): value
             for (fork, layers, init, pooling), value in _mean(mine).items()
-            if (init, pooling) == ("trunk", mine[1]["pooling"] if len(mine) > 1 else "cls")
+            if (init, pooling) == ("trunk", "cls")
         }
         forks = sorted({fork for _, fork in values})
         grid = [[values.get((layers, fork), float("nan")) for fork in forks] for layers in range(4)]

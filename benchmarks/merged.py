@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cells import adapted
 from data_projects import with_values, write_project
 from full_models import Full, Way, by, strongest, trained
 from merged_page import page, sides
@@ -61,7 +62,7 @@ class Set:
 
 
 _SNIPS = ("snips_intent", "snips_slots")
-_CHEAP = ("--tune", "1", "2", "--distill", "1", "--teachers", "full")
+_CHEAP = ("--tune", "1", "2", "--distill", "1", "--teachers", "full", "--latents", "0", "8")
 SETS = {
     # Half of the time is the goal: 0.48 by the parts came to 0.43.
     "mixed": Set("merged", ("cola", "mrpc", "rte", "stsb", "sst2", *_SNIPS), ("--engine", "torch"), 0.54),
@@ -131,17 +132,15 @@ def run(project: Project, chosen: Set, show: Show, known: dict[str, Any] | None,
     if not chosen.epochs:
         return project.run(show=show, reselect=True, remeasure=again).report
     published = full_models(project, chosen, show, known, "published")
-    if TRUNK not in [trunk.name for trunk in project.trunks.all()]:
-        with_ways(project, published).trunks.adapt(TRUNK, show=show)
+    adapted(with_ways(project, published), TRUNK, [], show)
     settings = with_values(project.files.settings, encoder=f"trunks/{TRUNK}")
     moved = project.over(replace(project.files, settings=settings))
-    adapted = full_models(moved, chosen, show, known, "baseline")
-    report = with_ways(moved, adapted).run(show=show, reselect=True, remeasure=again).report
+    full = full_models(moved, chosen, show, known, "baseline")
+    report = with_ways(moved, full).run(show=show, reselect=True, remeasure=again).report
     for name, task in report["tasks"].items():
-        full, metric = published[name], task["metric"]
-        metrics = full.metrics[task["reported"]]
-        task["published"] = {"valid": full.metrics["valid"][metric], "metrics": metrics}
-        for side, found in (("published", full), ("baseline", adapted[name])):
+        metrics = published[name].metrics
+        task["published"] = {"valid": metrics["valid"][task["metric"]], "metrics": metrics[task["reported"]]}
+        for side, found in (("published", full), ("baseline", full[name])):
             task[side] |= {"way": asdict(found.way), "tried": found.tried}
     return report
 
@@ -164,9 +163,7 @@ def with_ways(project: Project, models: dict[str, Full]) -> Project:
 
 
 def narrowed(project: Project, tasks: dict[str, Any]) -> Project:
-    """The project with these tasks, and of each one's grid only what was selected: a student is cheaper than its
-    teacher, and so is taken.
-    """
+    """The project with these tasks, and of each one's grid only what was selected and what it starts from."""
     files = {}
     for name, task in tasks.items():
         settings = project.task(name)
@@ -189,6 +186,7 @@ def first(report: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]
     for name, task in report["tasks"].items():
         _, stage, reading, size, *_ = task["chosen"]["id"].split("/")
         tasks[name] = {
+            "id": task["chosen"]["id"],
             "metric": task["metric"],
             "split": task["reported"],
             "rows": task["rows"],
@@ -229,6 +227,13 @@ def first(report: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]
     }
 
 
+def merged_figure(parts: dict[str, Any], task: dict[str, Any]) -> float:
+    """Of one more seed, the metric of the branch that was selected at the first one, whichever this seed would take."""
+    if parts["chosen"]["id"] == task["id"]:
+        return float(parts["chosen"]["metrics"][task["metric"]])
+    return next(float(one["reported"]) for one in parts["candidates"] if one["id"].rsplit("/", 1)[0] == task["id"])
+
+
 def extended(found: dict[str, Any], report: dict[str, Any], seed: int) -> dict[str, Any]:
     """The object with the figures of one more seed, or with new ones of a seed that it has."""
     seeds, summary = found["seeds"], found["summary"]
@@ -245,7 +250,7 @@ def extended(found: dict[str, Any], report: dict[str, Any], seed: int) -> dict[s
                 put(task[figures], task[figures][0])
             continue
         put(task["full"], parts[task["full_from"]]["metrics"][metric])
-        put(task["merged"], parts["chosen"]["metrics"][metric])
+        put(task["merged"], merged_figure(parts, task))
         for side in sides(parts):
             put(task[side], parts[side]["metrics"][metric])
     for side in ("full", "merged"):

@@ -300,14 +300,15 @@ def merged_report(seed: int, *tasks: str) -> dict[str, Any]:
         candidate = {"id": f"{name}/distill/{reading}/L2-l1-m4/teacher/full/s{seed}", "fork": 4, "layers": 1}
         way = {"reading": None if name == "cola" else reading, "learning_rate": 1e-4}
         searched = {"way": way, "tried": [{**way, "valid": 0.8}]}
+        metrics = {"accuracy": 0.7 + seed / 1000}
         return {
             "metric": "accuracy",
             "reported": "dev",
             "rows": {"train": 9},
-            "chosen": {**candidate, "reading": reading, "metrics": {"accuracy": 0.7 + seed / 1000}},
+            "chosen": {**candidate, "id": candidate["id"].rsplit("/", 1)[0], "reading": reading, "metrics": metrics},
             "baseline": {**searched, "valid": 0.8, "metrics": {"accuracy": 0.75}},
             "published": {**searched, "valid": 0.9, "metrics": {"accuracy": 0.8}},
-            "candidates": [{**candidate, "reading": reading, "valid": 0.8, "reported": 0.7, "ms": 3.0}],
+            "candidates": [{**candidate, "reading": reading, "valid": 0.8, "reported": 0.6, "ms": 3.0}],
         }
 
     return {
@@ -340,6 +341,17 @@ def test_tasks_of_one_seed_stand_beside_those_of_several(scripts: dict[str, Modu
     assert (
         "| qnli | accuracy (dev) | 0.750 | 0.800 * | 0.713 | 89.1% | fork 4 + 1, 4 latents, distill | joint |" in page
     )
+
+
+def test_a_later_seed_counts_what_the_first_one_selected_though_it_would_take_another(
+    scripts: dict[str, ModuleType],
+) -> None:
+    merged = scripts["merged"]
+    found = merged.first(merged_report(13, "cola"), Namespace(set="glue", grid=[]))
+    found = merged.extended(found, merged_report(13, "cola"), 13)
+    other = merged_report(14, "cola")
+    other["tasks"]["cola"]["chosen"]["id"] = "cola/tune/single/L1"
+    assert merged.extended(found, other, 14)["tasks"]["cola"]["merged"] == pytest.approx([0.713, 0.6])
 
 
 def test_later_seeds_train_only_what_was_selected(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
@@ -427,9 +439,15 @@ def test_every_cell_of_the_map_is_trained_once_and_drawn(
         return {**cells.figures(bench.material(cell.task), found), "shape": shape}
 
     file = tmp_path / "map.jsonl"
-    cells.run_all(some[:3], file, train, lambda _: None)
-    rows = cells.run_all(some, file, train, lambda _: None)
+
+    def about(cell: Any) -> dict[str, Any]:
+        return bench.about(cell.task)
+
+    cells.run_all(some[:3], file, train, lambda _: None, about)
+    rows = cells.run_all(some, file, train, lambda _: None, about)
     assert trained == some  # those of the first call were not trained again
+    cells.run_all(some[:1], file, train, lambda _: None, lambda cell: {**about(cell), "rows": 7})
+    assert trained == [*some, some[0]]  # what was trained on other rows is another cell
     times = grid.measured(bench.project, rows)
     found = {
         "command": "command",

@@ -166,9 +166,17 @@ class InUse:
 
     def __init__(self, folder: Path) -> None:
         self._descriptor = _opened(folder)
-        if self._descriptor is not None:
-            with contextlib.suppress(OSError):
+        deadline = time.monotonic() + 1.0
+        while self._descriptor is not None:
+            try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:  # somebody asks `in_use` at this very moment
+                if time.monotonic() >= deadline:
+                    return
+                time.sleep(0.001)
+            except OSError:
+                return
 
     def close(self) -> None:
         """Take the mark away."""

@@ -88,9 +88,9 @@ def test_tasks_can_be_left_out_and_taught_and_read_at_several_depths(fresh: Path
     trunk = project.trunks.adapt("v2", without=["slots"], show=heard)
     assert trunk.tasks == ("intent", "urgency")
     assert heard.stages == [
+        "slots/prepare",
         "intent/prepare",
         "intent/full/single/s13",
-        "slots/prepare",
         "urgency/prepare",
         "urgency/full/single/s13",
         "adapt v2",
@@ -187,6 +187,38 @@ def test_an_adaptation_may_predict_masked_words_of_texts_without_labels(fresh: P
     other = with_adapt(fresh, encoder, masked=0.5, unlabelled=["texts.jsonl"], patience=4).trunks.adapt("again")
     assert trunk.fingerprint == other.fingerprint  # killed or not
     assert len({one.fingerprint for one in (plain, masked, trunk)}) == 3
+
+
+def test_unlabelled_texts_that_a_task_is_judged_on_are_left_out(fresh: Path, encoder: Path) -> None:
+    lines = (fresh / "data" / "intent-test.jsonl").read_text() + '{"text": "play the next song"}\n'
+    (fresh / "texts.jsonl").write_text(lines)
+    heard = Heard()
+    project = with_adapt(fresh, encoder, masked=0.5, unlabelled=["texts.jsonl"])
+    project.trunks.adapt("v2", show=heard)
+    assert any("unlabelled texts left out" in said for said in heard.said)
+
+
+def test_a_task_that_is_left_out_may_have_data_that_cannot_be_read(fresh: Path, encoder: Path) -> None:
+    path = fresh / "data" / "slots.jsonl"
+    path.write_text(path.read_text() + "broken\n")
+    heard = Heard()
+    trunk = with_adapt(fresh, encoder).trunks.adapt("v2", without=["slots"], show=heard)
+    assert trunk.tasks == ("intent", "urgency")
+    assert any(said.startswith("slots: its data cannot be read") for said in heard.said)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"unlabelled": ["texts.jsonl"]}, "nothing reads adapt.unlabelled"),
+        ({"masked": 0.1, "unlabelled": ["hub:a/b#train"]}, "not a file"),
+    ],
+)
+def test_unlabelled_texts_that_nothing_reads_are_refused(
+    fresh: Path, encoder: Path, settings: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ProjectError, match=said):
+        with_adapt(fresh, encoder, **settings).trunks.adapt("v2")
 
 
 def test_texts_that_cannot_be_read_are_said_before_anything_is_trained(fresh: Path, encoder: Path) -> None:

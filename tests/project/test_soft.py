@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,10 @@ def test_a_relevance_score_is_the_probability_of_the_positive_label(root: Path) 
         (lambda rows: swapped(rows, {"alarm": 1.5, "music": -0.5, "weather": 0.0}), "not probabilities"),
         (lambda rows: swapped(rows, {"alarm": "0.5", "music": 0.5, "weather": 0.0}), "not a finite number"),
         (lambda rows: swapped(rows, {"alarm": float("nan"), "music": 0.5, "weather": 0.5}), "not a finite number"),
-        (lambda rows: [*rows, *swapped(rows, {"alarm": 1, "music": 0, "weather": 0})[:3]], "says something else"),
+        (
+            lambda rows: [*rows, *swapped(rows, {"alarm": 1, "music": 0, "weather": 0})[:3]],
+            "another row says otherwise",
+        ),
     ],
 )
 def test_every_damage_is_named(root: Path, damage: Any, said: str) -> None:
@@ -197,9 +201,76 @@ def test_a_student_learns_what_a_file_says(tmp_path: Path) -> None:
 
 def test_what_is_wrong_is_said_before_anything_is_trained(root: Path) -> None:
     data = data_of(root, "intent")
-    write(root, good_rows(data, "intent")[:5])
-    for go in (Project.load(root).check, Project.load(root).run):
-        with pytest.raises(ProjectError, match="train rows without soft labels"):
-            go()
-    stages = root / ".trunkline" / "stages"
-    assert not any((stage / "branch.safetensors").exists() for stage in stages.glob("*"))
+    write(root, good_rows(data, "intent"))
+    for name in KINDS:
+        if name != "intent":
+            (root / "tasks" / f"{name}.toml").unlink()
+    for prepared in (False, True):
+        write(root, good_rows(data, "intent")[:5])
+        for go in (Project.load(root).check, Project.load(root).run):
+            with pytest.raises(ProjectError, match="train rows without soft labels"):
+                go()
+        stages = root / ".trunkline" / "stages"
+        assert not any((stage / "branch.safetensors").exists() for stage in stages.glob("*"))
+        if not prepared:
+            write(root, good_rows(data, "intent"))
+            Project.load(root).train(["intent/prepare"])
+
+
+def test_rows_of_one_text_have_their_own_answers_or_their_mean(root: Path) -> None:
+    """A cased teacher tells "Good morning" from "good morning"; two batches round otherwise."""
+    data = data_of(root, "intent")
+    first, second = (data.fit.texts[place] for place in data.train[:2])
+    data.fit.texts[data.train[1]] = first.upper()
+    rows = [row for row in good_rows(data, "intent") if row["text"].lower() not in (first.lower(), second.lower())]
+    sure = {"alarm": 0.9, "music": 0.05, "weather": 0.05}
+    other = {"alarm": 0.05, "music": 0.9, "weather": 0.05}
+    nearly = {"alarm": 0.8999, "music": 0.0501, "weather": 0.05}
+    write(root, [*rows, {"text": first, "probabilities": sure}, {"text": first, "probabilities": nearly}])
+    with_one = soft_labels(load_files(root), "intent", data)[0]
+    assert with_one[0].tolist() == with_one[1].tolist()
+    write(root, [*rows, {"text": first, "probabilities": sure}, {"text": first.upper(), "probabilities": other}])
+    [found] = soft_labels(load_files(root), "intent", data)
+    assert [data.labels[int(one.argmax())] for one in found[:2]] == ["alarm", "music"]
+
+
+def test_texts_count_before_ids_and_are_named_as_the_task_names_them(root: Path) -> None:
+    data = data_of(root, "intent")
+    path = root / "tasks" / "intent.toml"
+    path.write_text(path.read_text() + '\n[data.columns]\ntext = "sentence"\n')
+    rows = [{"sentence": row.pop("text"), "id": number, **row} for number, row in enumerate(good_rows(data, "intent"))]
+    write(root, rows)
+    [found] = soft_labels(load_files(root), "intent", data)
+    said = {row["sentence"].lower(): max(row["probabilities"], key=row["probabilities"].get) for row in rows}
+    for place, one in zip(data.train, found, strict=True):
+        assert data.labels[int(one.argmax())] == said[data.fit.texts[place].lower()]
+
+
+def test_one_text_in_two_ways_of_words_needs_ids(root: Path) -> None:
+    data = data_of(root, "slots")
+    place = int(data.train[0])
+    data.fit.texts[int(data.train[1])] = data.fit.texts[place]
+    data.fit.targets[int(data.train[1])] = ["O", *data.fit.targets[place]]
+    rows = [row for row in good_rows(data, "slots") if row["text"] != data.fit.texts[place].upper()]
+    one = {
+        "text": data.fit.texts[place],
+        "probabilities": [shares(data.labels, np.random.default_rng(0))] * len(data.fit.targets[place]),
+    }
+    write(root, [*rows, one])
+    with pytest.raises(ProjectError, match="train rows without soft labels"):
+        soft_labels(load_files(root), "slots", data)
+
+
+def test_many_rounded_labels_maps_and_decimals_are_taken(root: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="parquet needs pyarrow")
+    path = root / "tasks" / "intent.toml"
+    path.write_text(path.read_text().replace("soft.jsonl", "soft.parquet"))
+    data = data_of(root, "intent")
+    texts = list(dict.fromkeys(data.fit.texts))
+    numbers = [[("alarm", Decimal("0.34")), ("music", Decimal("0.33")), ("weather", Decimal("0.32"))]] * len(texts)
+    column = pyarrow.array(numbers, pyarrow.map_(pyarrow.string(), pyarrow.decimal128(4, 2)))
+    parquet.write_table(pyarrow.table({"text": texts, "probabilities": column}), root / "soft.parquet")
+    [found] = soft_labels(load_files(root), "intent", data)
+    assert {int(one.argmax()) for one in found} == {0}
+    assert np.exp(found[0]).sum() == pytest.approx(1)

@@ -63,7 +63,7 @@ def test_the_error_is_the_distance_of_confidence_from_accuracy() -> None:
     assert calibration_error(Kind.CLASSIFICATION, logits, targets) == pytest.approx(0.2)
 
 
-def test_words_that_were_cut_off_take_no_part() -> None:
-    logits, targets = flatten(Kind.TAGGING, [np.ones((4, 3)), np.ones((1, 3))], [np.asarray([0, 1]), np.asarray([2])])
-    assert logits.shape == (3, 3)
-    assert targets.tolist() == [0, 1, 2]
+def test_no_words_at_all_leave_the_temperature_at_one() -> None:
+    logits, targets = flatten(Kind.TAGGING, [np.ones((0, 3))], [np.asarray([])])
+    assert fit_temperature(Kind.TAGGING, logits, targets) == pytest.approx(1, abs=1e-3)
+    assert calibration_error(Kind.TAGGING, logits, targets) == 0

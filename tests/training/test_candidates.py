@@ -15,6 +15,7 @@ from torch import nn
 from trunkline.model.branch import Branch, Reading
 from trunkline.model.trunk import Trunk
 from trunkline.project.tasks import DEFAULT_METRIC
+from trunkline.training.calibration import calibrate
 from trunkline.training.candidates import Trained, schedule_of, train_full, train_logits, train_student, train_tuned
 from trunkline.training.loop import Progress, Schedule
 from trunkline.training.losses import IGNORE
@@ -72,6 +73,24 @@ def test_training_learns_what_the_data_says(make: Any, tmp_path: Path, task: str
     schedule = quick(3e-3, epochs=10, batch_size=16, min_steps=120, patience=20)
     tuned = train_tuned(material, Reading.SINGLE, 3, schedule, tmp_path / "tune.pt", quiet)
     assert tuned.metrics["test"][DEFAULT_METRIC[material.kind]] > least
+
+
+def test_words_that_truncation_took_are_not_calibrated_on(make: Any, tmp_path: Path) -> None:
+    material = make("slots", max_tokens=8)
+    seen: dict[str, Any] = {}
+
+    def heard(kind: Any, splits: dict[str, Any]) -> Any:
+        seen.update(splits)
+        return calibrate(kind, splits)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trunkline.training.candidates.calibrate", heard)
+        train_tuned(material, Reading.SINGLE, 1, quick(), tmp_path / "tune.pt", quiet)
+    words = sum(len(tags) for tags in material.data.reported["test"].targets)
+    logits, targets = seen["test"]
+    assert [len(row) for row in logits] == [len(row) for row in targets]
+    assert 0 < sum(map(len, targets)) < words
+    assert all(abs(row).max() < 10 for row in logits if row.size)
 
 
 def test_every_tag_stands_at_the_first_subword_of_its_word(make: Any, trunk: Trunk) -> None:

@@ -29,7 +29,7 @@ from trunkline.bundle.manifest import (
     read_manifest,
     verify,
 )
-from trunkline.bundle.probes import Probes, alone, prove_equal_to_single, prove_untouched
+from trunkline.bundle.probes import TOLERANCE, Probes, alone, deviation, prove_equal_to_single, prove_untouched
 from trunkline.engine.base import Engine, Input, ItemError, Logits
 from trunkline.errors import BundleError
 from trunkline.model.source import Source, files, resolve
@@ -167,7 +167,10 @@ def _unless_rounding(made: Probes, manifest: Manifest, before: Bundle | None) ->
     if before is None or (before.manifest.trunk, before.manifest.branches) != (manifest.trunk, manifest.branches):
         return made
     kept = before.probes()
-    return kept if kept.inputs == made.inputs else made
+    alike = kept.inputs == made.inputs and all(
+        deviation(kept.logits_of(task), made.logits_of(task)) <= TOLERANCE for task in manifest.branches
+    )
+    return kept if alike else made
 
 
 def _prove_isolation(before: Bundle, manifest: Manifest, engine: Engine, probes: list[Input]) -> None:

@@ -13,7 +13,7 @@ imported when the first training stage runs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,8 @@ from trunkline.project.config import ProjectFiles
 from trunkline.project.data import TaskData, pinned, read_task
 from trunkline.project.files import PROJECT_FILE
 from trunkline.project.readers import read_texts
-from trunkline.project.soft import soft_labels
+from trunkline.project.rows import fold
+from trunkline.project.soft import check_soft, soft_labels
 
 if TYPE_CHECKING:
     from trunkline.model.tokens import TokenRow
@@ -166,7 +167,7 @@ class Workshop:
                     temperature=asked.temperature,
                     gold_weight=asked.gold_weight,
                     masked=asked.masked,
-                    texts=self._unlabelled(asked.unlabelled) if asked.masked else (),
+                    texts=self._unlabelled(asked.unlabelled, [*parts, *fields.get("judged", ())]),
                 )
             except FloatingPointError as error:
                 raise TrunklineError(f"adapt: {error}; lower adapt.learning_rate in project.toml") from error
@@ -182,14 +183,22 @@ class Workshop:
 
         return self.store.put(key, fields, make)
 
-    def _unlabelled(self, files: Iterable[str]) -> list[TokenRow]:
-        """The texts of these data files, as the encoder reads them. Raises ProjectError."""
+    def _unlabelled(self, files: Sequence[str], tasks: Iterable[str]) -> list[TokenRow]:
+        """The texts of these data files as the encoder reads them, but for those that one of `tasks` is judged on.
+
+        Raises ProjectError.
+        """
         found = [read_texts(self.files.root, file, (PROJECT_FILE, "adapt.unlabelled")) for file in files]
         if problems := [problem for _, wrong in found for problem in wrong]:
             raise ProjectError(problems)
         texts = list(dict.fromkeys(text for read, _ in found for text in read))
+        rows = [one for task in tasks for one in self.data(task).judged] if texts else []
+        judged = {fold(text) for one in rows for text in (*one.texts, *(one.pairs or ()))}
+        kept = [text for text in texts if fold(text) not in judged]
+        if len(kept) < len(texts):
+            self.say(f"{len(texts) - len(kept):,} unlabelled texts left out, since tasks are judged on them")
         encoder = self.trunk.encoder
-        return encoder.tokenize(texts, max_tokens=min(MASKED_TOKENS, encoder.reader.max_positions)) if texts else []
+        return encoder.tokenize(kept, max_tokens=min(MASKED_TOKENS, encoder.reader.max_positions)) if kept else []
 
     def _parts(self, given: dict[str, Any], judged: Iterable[str]) -> dict[str, Part]:
         """What each task brings to an adaptation: no text that it, or one of the tasks `judged`, is judged on."""
@@ -252,6 +261,12 @@ class Workshop:
             latents=fields.get("latents", 0),
             crossing=fields.get("crossing", 1),
         )
+
+    def check_soft(self, stages: Iterable[Stage]) -> None:
+        """Raises ProjectError with all that is wrong with files that teach these stages, of tasks that are prepared."""
+        asked = {stage.task for stage in stages if "soft" in stage.fields}
+        ready = [task for task in sorted(asked) if self.graph.keys[f"{task}/prepare"] in self.store]
+        check_soft(self.files, {task: self.data(task) for task in ready})
 
     def _soft(self, stage: Stage) -> list[Logits]:
         """What each teacher of a student says of the train rows. Raises ProjectError for a file that does not fit."""

@@ -214,6 +214,7 @@ class Project:
         return Workshop(self.files, self.source, graph, self.store, show.say)
 
     def _train(self, workshop: Workshop, steps: Sequence[Step], show: Show) -> None:
+        workshop.check_soft([step.stage for step in steps])
         for number, step in enumerate(steps, 1):
             show.begin(step.stage.id, number, len(steps), f"{step.why}; resumes" if step.resumes else step.why)
             started = time.monotonic()

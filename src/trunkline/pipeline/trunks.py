@@ -30,6 +30,7 @@ from trunkline.pipeline.store import key_of
 from trunkline.project.config import TASK_NAME, load_files
 from trunkline.project.files import PROJECT_FILE
 from trunkline.project.readers import read_texts
+from trunkline.project.sources import HUB
 
 if TYPE_CHECKING:
     from trunkline.pipeline.project import Change, Project, RunResult
@@ -104,7 +105,8 @@ class Trunks:
         tasks = self._tasks(without)
         project = self.project
         with project.store.writing():
-            fields, needs = self._fields(project.graph_for(tasks), tasks)
+            graph = project.graph_for(tasks)
+            fields, needs = self._fields(graph, tasks, self._judged(graph, tasks, show))
             workshop = project.train(needs, show=show)
             key = key_of([fields])
             project.store.note_adapting(key)
@@ -208,7 +210,13 @@ class Trunks:
             )
             for depth in deep
         ]
+        if asked.unlabelled and not asked.masked:
+            allowed = "a share of the steps above 0, or no adapt.unlabelled"
+            problems.append(Problem(PROJECT_FILE, "adapt.masked", "nothing reads adapt.unlabelled", "0", allowed))
         for file in asked.unlabelled if asked.masked else ():
+            if file.startswith(HUB):
+                problems.append(Problem(PROJECT_FILE, "adapt.unlabelled", "not a file", file, "a path"))
+                continue
             problems += read_texts(self.project.root, file, (PROJECT_FILE, "adapt.unlabelled"))[1]
         if problems:
             raise ProjectError(problems)
@@ -217,7 +225,20 @@ class Trunks:
             raise UsageError("no task is left to adapt the trunk to")
         return sorted(tasks)
 
-    def _fields(self, graph: Graph, tasks: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
+    def _judged(self, graph: Graph, tasks: Sequence[str], show: Show) -> list[str]:
+        """Tasks that are left out and yet judged over the new trunk: those whose data can be read."""
+        found = []
+        for task in graph.tasks:
+            if task in tasks:
+                continue
+            try:
+                self.project.train([f"{task}/{StageKind.PREPARE}"], show=show)
+                found.append(task)
+            except ProjectError:
+                show.say(f"{task}: its data cannot be read, so that texts which it is judged on are not kept out")
+        return found
+
+    def _fields(self, graph: Graph, tasks: Sequence[str], judged: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
         """All that the adapted encoder depends on, and the ids of the stages that must be done before."""
         files = self.project.files
         asked = files.settings.adapt
@@ -238,9 +259,6 @@ class Trunks:
                 "needs": [graph.keys[id] for id in (prepare, *taught)],
             }
         unasked = set() if asked.masked else {"masked", "unlabelled"}
-        # Tasks left out are judged over the new trunk too, if their data are there.
-        others = [f"{task}/{StageKind.PREPARE}" for task in graph.tasks if task not in tasks]
-        needs |= set(others)
         fields = {
             "adapt": ADAPT_VERSION,
             "encoder": self.project.source.fingerprint,
@@ -253,8 +271,8 @@ class Trunks:
         if asked.masked and asked.unlabelled:
             paths = [self.project.root / name for name in asked.unlabelled]
             fields["unlabelled"] = list(hash_files(paths, self.project.store.hashes).values())
-        if others:
-            fields["judged"] = {id.partition("/")[0]: graph.keys[id] for id in others}
+        if judged:
+            fields["judged"] = {task: graph.keys[f"{task}/{StageKind.PREPARE}"] for task in judged}
         return fields, needs
 
     def _publish(self, name: str, encoder: Path, fields: dict[str, Any], result: dict[str, Any]) -> AdaptedTrunk:

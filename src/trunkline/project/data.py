@@ -63,6 +63,11 @@ class TaskData:
         """The split whose figures are reported: "test", or "dev" without one."""
         return "test" if "test" in self.reported else "dev"
 
+    @property
+    def judged(self) -> list[Rows]:
+        """The rows that candidates are compared and reported on, split by split."""
+        return [self.fit.take(self.valid), *self.reported.values()]
+
     def save(self, folder: Path) -> None:
         """Write task.json, fit.jsonl and one jsonl per reported split; the same data gives the same bytes."""
         folder.mkdir(parents=True, exist_ok=True)

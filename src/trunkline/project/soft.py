@@ -1,12 +1,13 @@
 """Soft labels from outside: what a teacher that Trunkline never runs said about a task's train rows.
 
-Each row of the file names a train row, by `id` or by `text` (and `text_pair`), and has one of
+Each row of the file names train rows by `text` (and `text_pair`), or by `id` where it has no text, and has one of
 
     probabilities   {"alarm": 0.9, "music": 0.1}; tagging: one such object per word
     logits          the same with logits
     score           a number: regression in the task's own unit, relevance the probability of the positive label
 
-Labels stand by name, so that no order can be mistaken. Rows that are not trained on may be there and are left out.
+Labels stand by name, so that no order can be mistaken. Rows that are not trained on may be there and are left out; of
+several about one text the mean counts.
 Knows files, rows and label spaces; nothing of teachers that run here, nor of losses.
 """
 
@@ -15,6 +16,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +25,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trunkline.errors import Problem, ProjectError
-from trunkline.project.config import ProjectFiles
+from trunkline.project.config import ProjectFiles, TaskSettings
 from trunkline.project.data import TaskData
 from trunkline.project.explain import quoted, show
 from trunkline.project.readers import Faults, Table, read_table
 from trunkline.project.rows import Rows, fold
-from trunkline.project.tasks import Kind
+from trunkline.project.tasks import Kind, probabilities
 
 VALUES = ("probabilities", "logits", "score")
 LEAST = 1e-6
 """Probabilities are taken as at least this and at most one less it: no teacher is that sure."""
-LOOSE = 0.02
-"""How far probabilities that exclude each other may be from a sum of 1, as where they were rounded."""
+LOOSE, PER_LABEL = 0.02, 0.005
+"""How far probabilities that exclude each other may be from a sum of 1, in all and a label: some were rounded."""
+APART = 0.5
+"""Two rows about one text contradict each other where a probability differs by more than this."""
 SHOWN = 5
 
 Row = NDArray[np.float64]
+Key = tuple[str, ...]
 
 
 def check_soft(files: ProjectFiles, data: Mapping[str, TaskData]) -> None:
@@ -57,92 +63,149 @@ def soft_labels(files: ProjectFiles, task: str, data: TaskData) -> list[list[Row
     """
     settings = files.tasks[task]
     where = f"tasks/{task}.toml", "distill.teachers"
-    found = [read_soft(files.root, file, where, settings.kind, data) for file in settings.soft_files]
+    found = [read_soft(files.root, file, where, settings, data) for file in settings.soft_files]
     if problems := [problem for _, wrong in found for problem in wrong]:
         raise ProjectError(problems)
     return [rows for rows, _ in found]
 
 
 def read_soft(
-    root: Path, source: str, where: tuple[str, str], kind: Kind, data: TaskData
+    root: Path, source: str, where: tuple[str, str], settings: TaskSettings, data: TaskData
 ) -> tuple[list[Row], list[Problem]]:
     """Logits of the train rows in order, (C,) each, (words, C) for tagging, (1,) for regression; and all that is wrong
     with the file that `where`, a (file, key), names.
     """
-    table = read_table(root, source, where, ",")
+    table = read_table(root, source, where, settings.data.separator)
     if isinstance(table, list):
         return [], table
+    kind = settings.kind
     named = [name for name in VALUES if name in table.columns]
     fits = ("score",) if kind is Kind.REGRESSION else VALUES if kind is Kind.RELEVANCE else VALUES[:2]
-    keyed = "id" in table.columns or "text" in table.columns
+    columns = _columns(settings, table, pairs=data.fit.pairs is not None)
     problems = []
     if len(named) != 1 or named[0] not in fits:
         problems.append(Problem(source, "", "what the teacher said", show(named), f"one column of {', '.join(fits)}"))
-    if not keyed:
+    if columns is None:
         found = f"columns {quoted(table.columns)}"
-        problems.append(Problem(source, "", "no row says which text it is about", found, "a column id or text"))
-    if problems:
+        problems.append(Problem(source, "", "no row says which text it is about", found, "a column text or id"))
+    if problems or columns is None:
         return [], problems
-    return _Soft(table, named[0], kind, data).read()
+    return _Soft(table, named[0], columns, kind, data).read()
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that name a row: those of its texts, or that of its id."""
+
+    names: tuple[str, ...]
+    by_id: bool
+
+
+def _columns(settings: TaskSettings, table: Table, *, pairs: bool) -> Columns | None:
+    """Those of the texts where the file has them, else that of the id, as the task's own data call them or as usual."""
+
+    def column(role: str) -> str | None:
+        named = (settings.data.columns.name_of(role), role)
+        return next((name for name in named if name in table.columns), None)
+
+    texts = [column(role) for role in (("text", "text_pair") if pairs else ("text",))]
+    if all(texts):
+        return Columns(tuple(name for name in texts if name is not None), by_id=False)
+    id = column("id")
+    return None if id is None else Columns((id,), by_id=True)
 
 
 class _Soft:
     """Reads the rows of one table and gathers their faults."""
 
-    def __init__(self, table: Table, value: str, kind: Kind, data: TaskData) -> None:
-        self.table, self.value, self.kind, self.data = table, value, kind, data
-        self.train: Rows = data.fit.take(data.train)
-        self.by_id = "id" in table.columns
+    def __init__(self, table: Table, value: str, columns: Columns, kind: Kind, data: TaskData) -> None:
+        self.table, self.value, self.columns, self.kind, self.data = table, value, columns, kind, data
+        self.rows: Rows = data.fit.take(data.train)
         self.faults = Faults(table.file, table.unit)
 
     def read(self) -> tuple[list[Row], list[Problem]]:
-        wanted = self.train.ids if self.by_id else self.train.keys()
-        words = dict(zip(wanted, self.train.targets, strict=True)) if self.kind is Kind.TAGGING else {}
-        said: dict[str, Row] = {}
+        exact, loose = self._wanted()
+        sizes: dict[Key, set[int]] = {}
+        for key, target in zip(loose, self.rows.targets, strict=True):
+            sizes.setdefault(key, set()).add(len(target) if self.kind is Kind.TAGGING else 0)
+        said: dict[Key, list[Row]] = {}
         strange = 0
-        known = set(wanted)
         for line, row in zip(self.table.lines, self.table.rows, strict=True):
-            key = self._key(row, line)
-            if key is None:
+            named = self._key(row, line)
+            if named is None:
                 continue
-            if key not in known:
+            key, folded = named, self._folded(named)
+            if folded not in sizes:
                 strange += 1
-                continue
-            found = self._row(row, line, len(words[key]) if words else None)
-            if found is None:
-                continue
-            if key in said and not np.allclose(said[key], found, atol=1e-6):
-                self.faults.add("another row says something else of this input", line, show(key), "one row an input")
-            said[key] = found
+            elif (found := self._row(row, line, sizes[folded])) is not None:
+                if key in said and self._contradicts(said[key][0], found):
+                    self.faults.add("another row says otherwise of this input", line, show(key[0]), "one answer")
+                for name in {key, folded}:
+                    said.setdefault(name, []).append(found)
+        answers = [
+            self._answer(said.get(e) or said.get(f) or [], n) for n, (e, f) in enumerate(zip(exact, loose, strict=True))
+        ]
+        missing = list(dict.fromkeys(key[0] for key, answer in zip(exact, answers, strict=True) if answer is None))
         problems = self.faults.problems()
-        missing = [key for key in dict.fromkeys(wanted) if key not in said]
         if missing and not problems:
             about = f"; {strange:,} rows of the file are of no train row" if strange else ""
-            which = f"{len(missing):,} of {len(known):,}, first {quoted(missing, SHOWN)}{about}"
+            which = f"{len(missing):,} of {len(set(exact)):,}, first {quoted(missing, SHOWN)}{about}"
             problems.append(Problem(self.table.file, "", "train rows without soft labels", which, "all train rows"))
-        return ([] if problems else [said[key] for key in wanted]), problems
+        return ([] if problems else [answer for answer in answers if answer is not None]), problems
 
-    def _key(self, row: Mapping[str, Any], line: int) -> str | None:
-        columns = ["id"] if self.by_id else ["text", *(["text_pair"] if self.train.pairs is not None else [])]
-        parts = [row.get(column) for column in columns]
-        for column, part in zip(columns, parts, strict=True):
+    def _wanted(self) -> tuple[list[Key], list[Key]]:
+        """What names each train row, as it stands and without regard to case and white space."""
+        exact: list[Key]
+        if self.columns.by_id:
+            exact = [(id,) for id in self.rows.ids]
+        elif self.rows.pairs is None:
+            exact = [(text,) for text in self.rows.texts]
+        else:
+            exact = list(zip(self.rows.texts, self.rows.pairs, strict=True))
+        return exact, [self._folded(key) for key in exact]
+
+    def _folded(self, key: Key) -> Key:
+        return key if self.columns.by_id else tuple(fold(part) for part in key)
+
+    def _key(self, row: Mapping[str, Any], line: int) -> Key | None:
+        parts = []
+        for column in self.columns.names:
+            part = row.get(column)
+            if isinstance(part, float) and part.is_integer():
+                part = int(part)  # tables with empty cells store whole numbers as 1.0
             if not isinstance(part, str | int) or isinstance(part, bool) or not str(part).strip():
                 self.faults.add(f"no {column}", line, show(part), f"the {column} of a train row")
                 return None
-        return str(parts[0]) if self.by_id else "\n".join(fold(str(part)) for part in parts)
+            parts.append(str(part).strip() if self.columns.by_id else str(part))
+        return tuple(parts)
 
-    def _row(self, row: Mapping[str, Any], line: int, words: int | None) -> Row | None:
+    def _contradicts(self, one: Row, other: Row) -> bool:
+        if one.shape != other.shape:
+            return False
+        if self.kind is Kind.REGRESSION:
+            return abs(float(one[0] - other[0])) > float(np.std([float(target) for target in self.rows.targets]))
+        return bool((np.abs(probabilities(self.kind, one) - probabilities(self.kind, other)) > APART).any())
+
+    def _answer(self, said: Sequence[Row], number: int) -> Row | None:
+        """The mean of what was said of a train row; for tagging, of what has as many words."""
+        fit = [one for one in said if self.kind is not Kind.TAGGING or len(one) == len(self.rows.targets[number])]
+        return np.mean(fit, axis=0) if fit else None
+
+    def _row(self, row: Mapping[str, Any], line: int, sizes: set[int]) -> Row | None:
         value = row.get(self.value)
         if self.value == "score":
             return self._score(value, line)
-        if words is None:
+        if self.kind is not Kind.TAGGING:
             return self._labels(value, line)
-        if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != words:
+        if not isinstance(value, Sequence) or isinstance(value, str) or len(value) not in sizes:
             found = f"{len(value)} objects" if isinstance(value, list) else show(value)
-            self.faults.add("not one object per word", line, found, f"{words} objects" if words else "an empty list")
+            words = " or ".join(map(str, sorted(sizes)))
+            self.faults.add("not one object per word", line, found, f"{words} objects, one for each word")
             return None
         rows = [self._labels(word, line) for word in value]
-        return None if any(one is None for one in rows) else np.stack([one for one in rows if one is not None])
+        if any(one is None for one in rows):
+            return None
+        return np.stack([one for one in rows if one is not None]) if rows else np.empty((0, len(self.data.labels)))
 
     def _score(self, value: Any, line: int) -> Row | None:
         number = self._number(value, line, "score")
@@ -158,6 +221,8 @@ class _Soft:
 
     def _labels(self, value: Any, line: int) -> Row | None:
         labels = self.data.labels
+        if isinstance(value, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
+            value = dict(value)  # as parquet gives a map
         if not isinstance(value, Mapping):
             self.faults.add(f"{self.value} without names", line, show(value), f"an object of {quoted(labels)}")
             return None
@@ -178,20 +243,25 @@ class _Soft:
         if ((values < 0) | (values > 1)).any():
             self.faults.add("not probabilities", line, show(value), "numbers from 0 to 1")
             return None
-        if self.kind is not Kind.MULTILABEL and abs(float(values.sum()) - 1) > LOOSE:
-            self.faults.add("probabilities do not add up to 1", line, f"{values.sum():.4g}", "1")
+        if self.kind is Kind.MULTILABEL:
+            return self._logits(values)
+        total = float(values.sum())
+        if abs(total - 1) > max(LOOSE, PER_LABEL * len(labels)) or not total:
+            self.faults.add("probabilities do not add up to 1", line, f"{total:.4g}", "1")
             return None
-        return self._logits(values)
+        return self._logits(values / total)
 
     def _logits(self, shares: Row) -> Row:
         shares = shares.clip(LEAST, 1 - LEAST)
         return np.log(shares) - (np.log1p(-shares) if self.kind is Kind.MULTILABEL else 0.0)
 
     def _number(self, value: Any, line: int, name: str) -> float | None:
-        if self.table.plain and isinstance(value, str):
+        if isinstance(value, Decimal) or (self.table.plain and isinstance(value, str)):
             with suppress(ValueError):
                 value = float(value)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            self.faults.add(f"{name}: not a finite number", line, show(value), "a number")
-            return None
-        return float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            with suppress(OverflowError):
+                if math.isfinite(value):
+                    return float(value)
+        self.faults.add(f"{name}: not a finite number", line, show(value), "a number")
+        return None

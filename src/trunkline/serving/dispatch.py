@@ -169,7 +169,11 @@ class Dispatcher:
         if old is None or link is None:
             raise Unavailable("there is no worker to load it", self.supervisor.back_in)
         load = Load(next(self._tickets), folder, without, old.number)
-        model = await link.load(load, self._limits.start_timeout)
+        mark = InUse(folder)  # while it loads
+        try:
+            model = await link.load(load, self._limits.start_timeout)
+        finally:
+            asyncio.get_running_loop().call_soon(mark.close)  # when it serves, it has a mark of its own
         if link is not self.supervisor.link:
             raise Unavailable("the worker stopped while it loaded the bundle", self.supervisor.back_in)
         self._serve(load, model)

@@ -54,10 +54,7 @@ def apart(data: Mapping[str, TaskData], asked: Collection[str]) -> dict[str, np.
     """The train rows of each task asked for that no task is judged on, those not asked for among them: an encoder that
     has seen a text with one task's label would know more of it than it should when another task is scored.
     """
-    judged: set[str] = set()
-    for one in data.values():
-        for rows in (one.fit.take(one.valid), *one.reported.values()):
-            judged |= set(rows.keys())
+    judged = {key for one in data.values() for rows in one.judged for key in rows.keys()}  # noqa: SIM118 - a method
     kept = {}
     for name in asked:
         keys = data[name].fit.keys()

@@ -31,12 +31,12 @@ class Calibration:
 
 
 def flatten(kind: Kind, logits: Any, targets: Any) -> tuple[Floats, NDArray[Any]]:
-    """Logits (n, C) and what they should have been, (n,) or for multilabel (n, 1) of single labels; words of all rows
-    of a tagging task one after the other.
+    """Logits (n, C) and what they should have been, (n,) or for multilabel (n, 1) of single labels; of tagging, the
+    words of all rows one after the other.
     """
     if kind is Kind.TAGGING:
-        rows = [np.asarray(row, dtype=np.float64)[: len(tags)] for row, tags in zip(logits, targets, strict=True)]
-        return np.concatenate(rows), np.concatenate(list(targets))
+        rows = [np.asarray(row, dtype=np.float64) for row in logits]
+        return np.concatenate(rows), np.concatenate([np.asarray(tags, dtype=np.int64) for tags in targets])
     values = np.asarray(logits, dtype=np.float64)
     if kind is Kind.MULTILABEL:
         return values.reshape(-1, 1), np.asarray(targets).reshape(-1, 1)
@@ -72,7 +72,7 @@ def calibration_error(kind: Kind, logits: Floats, targets: NDArray[Any]) -> floa
 
 def calibrate(kind: Kind, splits: Mapping[str, tuple[Any, Any]]) -> Calibration | None:
     """From logits and encoded targets by split, "valid" among them, on which alone it is fitted; None for regression,
-    which has no confidence.
+    which has no confidence. Of tagging, give the words that were read: those that truncation took have no logits.
     """
     if kind is Kind.REGRESSION:
         return None

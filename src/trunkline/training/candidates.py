@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -208,10 +209,16 @@ def train(
     )
     metrics, scored = {}, {}
     for split, (pool, picks) in material.splits().items():
-        logits = material.examples(pool, branch.spec.reading).predict(module(pool).eval(), picks)
+        seen = material.examples(pool, branch.spec.reading)
+        logits = seen.predict(module(pool).eval(), picks)
         table = (material.data.fit if pool == FIT else material.data.reported[pool]).take(picks)
         metrics[split] = material.metrics(table, logits)
-        scored[split] = logits, encode_targets(material.kind, material.data.labels, table)
+        targets: Any = encode_targets(material.kind, material.data.labels, table)
+        if material.kind is Kind.TAGGING:
+            read = [np.asarray([first is not None for first in seen.firsts[row]], dtype=bool) for row in picks]
+            logits = [values[kept] for values, kept in zip(logits, read, strict=True)]
+            targets = [tags[kept] for tags, kept in zip(targets, read, strict=True)]
+        scored[split] = logits, targets
     return Trained(branch, None, outcome, metrics, calibrate(material.kind, scored))
 
 
