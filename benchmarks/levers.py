@@ -146,7 +146,8 @@ def main() -> None:
         return {**bench.about(trial.task), "recipe": asdict(LEVERS[trial.lever])}
 
     rows = run_all(trials, options.work / "levers.jsonl", run, lambda line: print(line, flush=True), about)
-    found["command"] = "python benchmarks/levers.py DATA_FOLDER --work FOLDER"
+    asked = "" if set(options.tasks) == set(TASKS) else f" --tasks {' '.join(options.tasks)}"
+    found["command"] = f"python benchmarks/levers.py DATA_FOLDER --work FOLDER{asked}"
     found["machine"] = machine()
     found["train_rows"] = ROWS
     found["trunks"]["adapted" if options.encoder else "published"] = rows
