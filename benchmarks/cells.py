@@ -114,6 +114,14 @@ def adapted(project: Project, name: str, without: Sequence[str], show: Show) -> 
     project.trunks.adapt(name, without=without, show=show)
 
 
+def over(project: Project, trunk: str | None) -> Project:
+    """The project over one of its trunks, or over the published one."""
+    if trunk is None:
+        return project
+    settings = with_values(project.files.settings, encoder=f"trunks/{trunk}")
+    return project.over(replace(project.files, settings=settings))
+
+
 def figures(material: TaskMaterial, trained: Trained) -> dict[str, Any]:
     """The task's metric on `valid` and on the reported split, and the steps that it took."""
     splits = {name: metrics[material.metric] for name, metrics in trained.metrics.items()}

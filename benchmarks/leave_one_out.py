@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cells import Bench, Cell, adapted, figures, run_all, shortened
+from cells import Bench, Cell, adapted, figures, over, run_all, shortened
 from data_projects import with_values, write_project
 from rich.console import Console
 
@@ -102,14 +102,6 @@ def adapt_all(project: Project) -> None:
     with Terminal(Console(stderr=True)) as show:
         for name, without in [(ALL, []), *((f"without-{task}", [task]) for task in project.tasks)]:
             adapted(project, name, without, show)
-
-
-def over(project: Project, trunk: str | None) -> Project:
-    """The project over one of its trunks, or over the published one."""
-    if trunk is None:
-        return project
-    settings = with_values(project.files.settings, encoder=f"trunks/{trunk}")
-    return project.over(replace(project.files, settings=settings))
 
 
 def text(found: dict[str, Any]) -> str:

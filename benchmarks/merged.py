@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cells import adapted
+from cells import adapted, over
 from data_projects import with_values, write_project
 from full_models import Full, Way, by, strongest, trained
 from merged_page import page, sides
@@ -133,14 +133,13 @@ def run(project: Project, chosen: Set, show: Show, known: dict[str, Any] | None,
         return project.run(show=show, reselect=True, remeasure=again).report
     published = full_models(project, chosen, show, known, "published")
     adapted(with_ways(project, published), TRUNK, [], show)
-    settings = with_values(project.files.settings, encoder=f"trunks/{TRUNK}")
-    moved = project.over(replace(project.files, settings=settings))
+    moved = over(project, TRUNK)
     full = full_models(moved, chosen, show, known, "baseline")
     report = with_ways(moved, full).run(show=show, reselect=True, remeasure=again).report
     for name, task in report["tasks"].items():
         metrics = published[name].metrics
         task["published"] = {"valid": metrics["valid"][task["metric"]], "metrics": metrics[task["reported"]]}
-        for side, found in (("published", full), ("baseline", full[name])):
+        for side, found in (("published", published[name]), ("baseline", full[name])):
             task[side] |= {"way": asdict(found.way), "tried": found.tried}
     return report
 

@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -352,6 +353,26 @@ def test_a_later_seed_counts_what_the_first_one_selected_though_it_would_take_an
     other = merged_report(14, "cola")
     other["tasks"]["cola"]["chosen"]["id"] = "cola/tune/single/L1"
     assert merged.extended(found, other, 14)["tasks"]["cola"]["merged"] == pytest.approx([0.713, 0.6])
+
+
+def test_full_models_of_both_trunks_stand_beside_the_merged_one(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    merged = scripts["merged"]
+    tasks = {"mrpc": {"kind": "classification", "pair": ["joint"]}, "cola": {"kind": "classification"}}
+    project = Project.load(write_project(tmp_path / "project", tasks, adapt={"epochs": 1.0, "min_steps": 4}))
+    chosen = merged.Set("x", ("mrpc", "cola"), (), 0.9, epochs=1.0)
+    report = merged.run(project, chosen, Silent(), None, again=False)
+    found = merged.extended(merged.first(report, Namespace(set="glue", grid=[])), report, 13)
+    for task in found["tasks"].values():
+        for side in ("published", "baseline"):
+            rates = {one["learning_rate"]: one["valid"] for one in task["tried"][side]}
+            assert rates[task["ways"][side]["learning_rate"]] == max(rates.values())
+        assert task["full"] == task[task["full_from"]]
+    assert "| cola | published | " in merged.page(found, "merged_cheap.json")
+    settings = project.files.settings.model_copy(update={"seed": 14})
+    other = merged.narrowed(project.over(replace(project.files, settings=settings)), found["tasks"])
+    found = merged.extended(found, merged.run(other, chosen, Silent(), found["tasks"], again=False), 14)
+    assert found["seeds"] == [13, 14]
+    assert all(len(task["merged"]) == len(task["full"]) == 2 for task in found["tasks"].values())
 
 
 def test_later_seeds_train_only_what_was_selected(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
