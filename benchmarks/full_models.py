@@ -1,7 +1,8 @@
 """The strongest full model of each task: fine-tuning over learning rates and, for pairs, over both readings.
 
 Rates are climbed in steps of two from `START` while `valid` rises, in the first reading that the task's `[full]` names;
-other readings are then tried at the best rate. Large tasks are searched on `ROWS` train rows and trained once on all.
+other readings are then tried at the best rate. Large tasks are searched on `ROWS` train rows and trained once on all;
+where these few tell nothing, as where a multilabel task learns to name no label, they are searched on all, too.
 Every trial is a stage of the project's store, so that a killed search goes on where it was.
 """
 
@@ -47,6 +48,8 @@ def strongest(project: Project, large: Collection[str], show: Show) -> dict[str,
         settings = project.task(task)
         search = _with_rows(settings, ROWS) if task in large else settings
         way, tried = _search(project, task, search, show)
+        if search is not settings and len({one["valid"] for one in tried}) == 1:
+            way, tried = _search(project, task, settings, show)  # so few rows tell no rate from another
         found[task] = Full(way, trained(project, task, settings, way, show), tried)
     return found
 
