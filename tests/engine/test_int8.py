@@ -94,7 +94,7 @@ def test_a_branch_has_ranges_where_its_layers_run_for_every_token(tmp_path: Path
     assert {task: len(found) for task, found in own.items()} == {"cheap": 0, "deep": 6, "slots": 6, "pair": 6}
     assert all(name.startswith("layers.0.") for found in own.values() for name in found)
     parts = engine_of(Loader(trunk, CHOICE, ranges), branches, own).backend.parts  # type: ignore[attr-defined]
-    ran = {task: products(part.compiled) for task, part in parts.items()}
+    ran = {task: products(part.pieces[None].compiled) for task, part in parts.items()}
     assert {task: found["u8"] + found["i8"] for task, found in ran.items()} == {
         task: len(found) for task, found in own.items()
     }

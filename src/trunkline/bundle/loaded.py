@@ -106,14 +106,22 @@ class Bundle:
         return self.engine.specs
 
     def predict(
-        self, inputs: Iterable[object], tasks: Iterable[str] | None = None, batch_size: int = BATCH_SIZE
+        self,
+        inputs: Iterable[object],
+        tasks: Iterable[str] | None = None,
+        batch_size: int = BATCH_SIZE,
+        *,
+        speed: float | Mapping[str, float] | None = None,
+        keep: float | Mapping[str, float] | None = None,
     ) -> list[dict[str, Answer | ItemError]]:
         """Answers per input, in the order given: {task: Answer}, or ItemError for an input that a task cannot read.
 
         An input is a text, a pair (text, text_pair), or {"text": …, "text_pair": …}. All tasks are asked by default.
-        Raises UsageError for an unknown task.
+        `speed`, from 0 (the default, off) to 1, lets texts leave at a task's exits; `keep` asks for the fastest speed
+        that keeps this fraction of the task's quality on `valid`. Either is one number, or numbers by task. Raises
+        UsageError for an unknown task or a number that is none.
         """
-        return predict(self.engine, inputs, tasks, batch_size=batch_size)
+        return predict(self.engine, inputs, tasks, batch_size=batch_size, speed=speed, keep=keep)
 
     def logits(
         self, inputs: Sequence[Input | ItemError], tasks: Iterable[str] | None = None, batch_size: int = BATCH_SIZE

@@ -8,13 +8,14 @@ no tensors and no encoder; how the logits are computed is the engine's own matte
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trunkline.errors import UsageError, unknown
+from trunkline.project.speed import Dial, dials
 from trunkline.project.tasks import Answer, Kind, answer, split_words
 
 if TYPE_CHECKING:  # importing it for real costs torch
@@ -50,12 +51,37 @@ class ItemError:
         return {"error": self.message}
 
 
+NOT_A_NUMBER = ItemError("the model's output for this input is not a number")
+
+
 @dataclass(frozen=True)
 class Job:
-    """One input and the tasks that are asked of it."""
+    """One input and the tasks that are asked of it, those that stand in `speeds` at that speed, all others at 0."""
 
     item: Input | ItemError
     tasks: tuple[str, ...]
+    speeds: tuple[tuple[str, float], ...] = ()
+
+    def speed_of(self, task: str) -> float:
+        """The speed at which a task is asked."""
+        return next((speed for name, speed in self.speeds if name == task), 0.0)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a task's branch gave for one input, after `depth` layers, the trunk's and its own.
+
+    `uncertainty`, in [0, 1], is that of the exit or head that answered; None at speed 0.
+    """
+
+    logits: Logits
+    depth: int
+    uncertainty: float | None = None
+
+
+def logits_of(found: Output | ItemError) -> Logits | ItemError:
+    """The logits of a result, where it has any."""
+    return found if isinstance(found, ItemError) else found.logits
 
 
 @dataclass(frozen=True)
@@ -96,8 +122,11 @@ class Engine(Protocol):
         """Per task, one result per input in the order given. Raises UsageError for an unknown task."""
         ...
 
-    def run(self, jobs: Sequence[Job]) -> tuple[list[dict[str, Logits | ItemError]], Work]:
-        """Per job, one result per task asked of it; all jobs share what passes of the trunk they can.
+    def run(
+        self, jobs: Sequence[Job], *, batch_size: int | None = None
+    ) -> tuple[list[dict[str, Output | ItemError]], Work]:
+        """Per job, one result per task asked of it; all jobs share what passes of the trunk they can, at most
+        `batch_size` rows in one.
 
         Raises UsageError for an unknown task.
         """
@@ -183,37 +212,57 @@ def known_tasks(specs: Mapping[str, object], tasks: Iterable[str] | None) -> lis
 
 
 def predict(
-    engine: Engine, inputs: Iterable[object], tasks: Iterable[str] | None = None, *, batch_size: int = BATCH_SIZE
+    engine: Engine,
+    inputs: Iterable[object],
+    tasks: Iterable[str] | None = None,
+    *,
+    batch_size: int = BATCH_SIZE,
+    speed: Any = None,
+    keep: Any = None,
 ) -> list[dict[str, Answer | ItemError]]:
-    """Answers of the tasks (all by default) for each input in the order given; see `as_input` for what an input is.
+    """Answers of the tasks (all by default) for each input in the order given; see `as_input` for what an input is,
+    and `project.speed.dials` for `speed` and `keep`.
 
-    Raises UsageError for an unknown task. An input that a task cannot read gets an `ItemError` for that task alone.
+    Raises UsageError for an unknown task or speed. An input that a task cannot read gets an `ItemError` for that task
+    alone.
     """
     if isinstance(inputs, str | Mapping):
         raise UsageError("inputs is a list of texts; write [text] for a single one")
-    items = [as_input(item) for item in inputs]
-    names = known_tasks(engine.specs, tasks)
-    found, specs = engine.logits(items, names, batch_size=batch_size), engine.specs
-    return [{name: _answer(specs[name], items[i], found[name][i]) for name in names} for i in range(len(items))]
+    names = tuple(known_tasks(engine.specs, tasks))
+    speeds = speeds_of(engine.specs, dials(names, speed, keep))
+    jobs = [Job(as_input(item), names, speeds) for item in inputs]
+    return answers(engine, jobs, engine.run(jobs, batch_size=batch_size)[0])
+
+
+def speeds_of(specs: Mapping[str, BranchSpec], asked: Mapping[str, Dial]) -> tuple[tuple[str, float], ...]:
+    """What a `Job` is given for these dials: the tasks at a speed above 0."""
+    found = ((task, dial.of(specs[task].speeds)) for task, dial in asked.items())
+    return tuple((task, speed) for task, speed in found if speed > 0)
 
 
 def answers(
-    engine: Engine, jobs: Sequence[Job], found: Sequence[Mapping[str, Logits | ItemError]]
+    engine: Engine, jobs: Sequence[Job], found: Sequence[Mapping[str, Output | ItemError]]
 ) -> list[dict[str, Answer | ItemError]]:
     """Answers from the results of `Engine.run` on these jobs."""
     specs = engine.specs
     return [
-        {name: _answer(specs[name], job.item, logits) for name, logits in results.items()}
+        {name: _answer(specs[name], job.item, output) for name, output in results.items()}
         for job, results in zip(jobs, found, strict=True)
     ]
 
 
-def _answer(spec: BranchSpec, item: Input | ItemError, logits: Logits | ItemError) -> Answer | ItemError:
+def _answer(spec: BranchSpec, item: Input | ItemError, output: Output | ItemError) -> Answer | ItemError:
     if isinstance(item, ItemError):
         return item
-    if isinstance(logits, ItemError):
-        return logits
+    if isinstance(output, ItemError):
+        return output
     words = item.spans() if spec.kind is Kind.TAGGING else None
-    if spec.kind is not Kind.REGRESSION:
-        logits = logits / spec.temperature
-    return answer(spec.kind, spec.labels, spec.positive, logits, item.text, words)
+    made = answer(spec.kind, spec.labels, spec.positive, calibrated(spec, output), item.text, words)
+    if output.uncertainty is None:
+        return made
+    return replace(made, exit_layer=output.depth, uncertainty=output.uncertainty)
+
+
+def calibrated(spec: BranchSpec, output: Output) -> Logits:
+    """Logits from which probabilities are made: divided by the temperature of whichever exit or head gave them."""
+    return output.logits if spec.kind is Kind.REGRESSION else output.logits / spec.temperature_at(output.depth)

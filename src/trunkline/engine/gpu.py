@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trunkline.engine import rewrite
+from trunkline.engine.backend import Call, Mask
 from trunkline.engine.base import Logits
-from trunkline.engine.planned import Call, Mask
 from trunkline.model.branch import Branch, BranchSpec, check_trunk
 from trunkline.model.trunk import Trunk
 
@@ -31,10 +31,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Part:
-    """A branch in the form in which it runs."""
+    """A branch in the form in which it runs: modules by `Call.part`."""
 
-    spec: BranchSpec
-    module: nn.Module
+    branch: Branch
+    modules: Mapping[int | None, nn.Module]
+
+    @property
+    def spec(self) -> BranchSpec:
+        """What it is."""
+        return self.branch.spec
 
 
 class GpuBackend:
@@ -60,10 +65,17 @@ class GpuBackend:
         return self.encoder.run(self.encoder.layers[index], index, states, context)
 
     @torch.inference_mode()
+    def own_layer(self, task: str, index: int, states: Tensor, mask: Mask) -> Tensor:
+        """The states after own layer `index` of a branch."""
+        branch = self.parts[task].branch
+        context = self.encoder.context(self._masked(mask), states.dtype)
+        return self.encoder.run(branch.layers[index], branch.spec.fork + index, states, context)
+
+    @torch.inference_mode()
     def branches(self, calls: Sequence[Call]) -> list[Logits]:
         """Logits (R, C) or (R, T, C) of each call, float32. All are started before any is waited for."""
         found = [
-            self.parts[call.task].module(*call.states, *(self._masked(mask) for mask in call.masks)).float()
+            self.parts[call.task].modules[call.part](*call.states, *(self._masked(mask) for mask in call.masks)).float()
             for call in calls
         ]
         return [logits.cpu().numpy() for logits in found]
@@ -106,7 +118,11 @@ class GpuBuilder:
         """A branch in its cheapest form. Raises BundleError for a branch that was made for another trunk."""
         check_trunk(branch.spec, self.fingerprint)
         moved = self._moved(branch).eval().requires_grad_(False)
-        return Part(branch.spec, rewrite.cheapest(moved, self.trunk.encoder)[1])
+        modules: dict[int | None, nn.Module] = {None: rewrite.cheapest(moved, self.trunk.encoder)[1]}
+        modules |= {one.depth: rewrite.exit_alone(moved, one.depth) for one in branch.spec.exits}
+        if branch.spec.own_exits:
+            modules[branch.spec.depth] = rewrite.cheapest(moved.end(), self.trunk.encoder)[1]
+        return Part(moved, modules)
 
     def _moved(self, module: Module) -> Module:
         """A copy on the device, its weights in the dtype; buffers, such as rotary frequencies, keep their digits."""

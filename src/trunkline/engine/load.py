@@ -12,10 +12,11 @@ from types import MappingProxyType
 from typing import Any
 from weakref import WeakValueDictionary
 
+from trunkline.engine.asked import StateCache
 from trunkline.engine.base import Engine
 from trunkline.engine.cache import Cache
 from trunkline.engine.choose import Choice
-from trunkline.engine.planned import CACHE_BYTES, PlannedEngine, StateCache
+from trunkline.engine.planned import CACHE_BYTES, PlannedEngine
 from trunkline.engine.ranges import Ranges
 from trunkline.model.branch import Branch
 from trunkline.model.trunk import Trunk

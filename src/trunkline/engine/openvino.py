@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trunkline.engine import rewrite
+from trunkline.engine.backend import Call, Mask
 from trunkline.engine.base import Logits
 from trunkline.engine.convert import Converter
 from trunkline.engine.int8 import round_linears
-from trunkline.engine.planned import Call, Mask
-from trunkline.engine.ranges import Ranges, branch_linears, trunk_linears
+from trunkline.engine.ranges import Ranges, branch_linears, own_linears, trunk_linears
 from trunkline.engine.runtime import ov
 from trunkline.machine import asked_threads, usable_cores
 from trunkline.model.branch import Branch, BranchSpec, check_trunk
@@ -43,17 +43,24 @@ _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Something compiled that gives logits; `small`: one core is enough for it."""
+
+    compiled: Compiled
+    small: bool
+
+
+@dataclass(frozen=True)
 class Part:
-    """A compiled branch, which backends may share: each makes requests of its own."""
+    """A compiled branch, which backends may share: each makes requests of its own.
+
+    `pieces` are by `Call.part`; `own` are its own layers but the last, where there are exits between them.
+    """
 
     spec: BranchSpec
     form: str
-    compiled: Compiled
-
-    @property
-    def small(self) -> bool:
-        """Whether one core is enough for it."""
-        return _small(self.spec, self.form)
+    pieces: Mapping[int | None, Piece]
+    own: tuple[Compiled, ...]
 
 
 class OpenVinoBackend:
@@ -76,7 +83,12 @@ class OpenVinoBackend:
         self.dtype = dtype
         self.threads = threads
         self._layers = [compiled.create_infer_request() for compiled in layers]
-        self._branches = {task: part.compiled.create_infer_request() for task, part in self.parts.items()}
+        self._pieces = {
+            (task, name): (piece.compiled.create_infer_request(), piece.small)
+            for task, part in self.parts.items()
+            for name, piece in part.pieces.items()
+        }
+        self._own = {task: [one.create_infer_request() for one in part.own] for task, part in self.parts.items()}
         self._pool = ThreadPoolExecutor(max(threads - 1, 1), thread_name_prefix="branch")
 
     def embed(self, ids: NDArray[np.int64], types: NDArray[np.int64], mask: Mask) -> States:
@@ -87,10 +99,14 @@ class OpenVinoBackend:
         """The states after trunk layer `index`."""
         return _infer(self._layers[index + 1], [states, ov.Tensor(mask)])
 
+    def own_layer(self, task: str, index: int, states: States, mask: Mask) -> States:
+        """The states after own layer `index` of a branch."""
+        return _infer(self._own[task][index], [states, ov.Tensor(mask)])
+
     def branches(self, calls: Sequence[Call]) -> list[Logits]:
         """Logits (R, C) or (R, T, C) of each call, float32."""
         found: dict[int, Logits] = {}
-        small = [i for i, call in enumerate(calls) if self.parts[call.task].small]
+        small = [i for i, call in enumerate(calls) if self._pieces[call.task, call.part][1]]
         waiting = iter(small)
 
         def work() -> None:
@@ -108,7 +124,7 @@ class OpenVinoBackend:
 
     def _branch(self, call: Call) -> Logits:
         masks = [ov.Tensor(mask) for mask in call.masks]
-        logits: Logits = _infer(self._branches[call.task], [*call.states, *masks]).data.copy()
+        logits: Logits = _infer(self._pieces[call.task, call.part][0], [*call.states, *masks]).data.copy()
         return logits
 
     def take(self, states: States, rows: NDArray[np.int64]) -> States:
@@ -159,22 +175,46 @@ class Builder:
 
         Raises BundleError for a branch that was made for another trunk, or ranges for another branch.
         """
+        check_trunk(branch.spec, self.fingerprint)
         spec = branch.spec
-        check_trunk(spec, self.fingerprint)
+        form, whole = self._whole(branch, lambda form: branch_linears(branch, form), ranges)
+        pieces: dict[int | None, Piece] = {None: whole}
+        for one in spec.exits:
+            module = rewrite.exit_alone(branch, one.depth)
+            model = self._piece(("exit", one.form, *_graph(spec)), module, slots=1)
+            pieces[one.depth] = Piece(self._compile(model, 1), small=True)
+        own: tuple[Compiled, ...] = ()
+        if spec.own_exits:
+            linears = [own_linears(branch, place) for place in range(spec.layers)]
+            own = tuple(
+                self._layer(layer, spec.fork + place, linears[place], ranges)
+                for place, layer in enumerate(branch.layers[:-1])
+            )
+            ending = self._whole(branch.end(), lambda form: linears[-1] if form == "plain" else {}, ranges)
+            pieces[spec.depth] = ending[1]
+        return Part(spec, form, pieces, own)
+
+    def _whole(
+        self, branch: Branch, linears: Callable[[str], dict[str, nn.Linear]], ranges: Ranges
+    ) -> tuple[str, Piece]:
+        """A branch in its cheapest form, whose name is given, too; `linears` are those of a form that have ranges."""
+        spec = branch.spec
         form, module = rewrite.cheapest(branch, self.encoder)
-        slots = len(spec.reading.slots)
-        example = (*[torch.randn(2, 6, spec.width) for _ in range(slots)], *[_ones(2, 6) for _ in range(slots)])
-        # All of a spec but names and limits is what a graph depends on.
-        apart = {"task", "labels", "positive", "metric", "max_tokens", "temperature", "trunk"}
-        structure = (form, *spec.model_dump(exclude=apart).values())
-        model = self._converter.convert(structure, module, example, states_out=False)
-        round_linears(model, branch_linears(branch, form), ranges)
-        return Part(spec, form, self._compile(model, 1 if _small(spec, form) else self.threads))
+        model = self._piece((form, *_graph(spec)), module, slots=len(spec.reading.slots))
+        round_linears(model, linears(form), ranges)
+        small = _small(spec, form)
+        return form, Piece(self._compile(model, 1 if small else self.threads), small)
+
+    def _piece(self, structure: tuple[object, ...], module: nn.Module, *, slots: int) -> Any:
+        """The model of something that gives logits from the states of so many texts."""
+        width = self.encoder.width
+        example = (*[torch.randn(2, 6, width) for _ in range(slots)], *[_ones(2, 6) for _ in range(slots)])
+        return self._converter.convert(structure, module, example, states_out=False)
 
     def sample(self, rows: int, tokens: int) -> Callable[[], object]:
         """One trunk layer on random states, to be timed."""
         index = self.encoder.depth - 1
-        request = self._layer(index).create_infer_request()
+        request = self._trunk_layer(index).create_infer_request()
         states = np.random.default_rng(0).standard_normal((rows, tokens, self.encoder.width), dtype=np.float32)
         given = ov.Tensor(TYPES[self.dtype], ov.Shape(states.shape))
         _bits(given)[:] = states if self.dtype == "float32" else states.view(np.uint32) >> 16
@@ -184,14 +224,19 @@ class Builder:
     def _trunk(self) -> list[Compiled]:
         ids = torch.ones(2, 6, dtype=torch.int64)
         embed = self._converter.convert("embed", _Embed(self.encoder), (ids, ids, _ones(2, 6)), states_out=True)
-        return [self._compile(embed, self.threads), *map(self._layer, range(self.encoder.depth))]
+        return [self._compile(embed, self.threads), *map(self._trunk_layer, range(self.encoder.depth))]
 
-    def _layer(self, index: int) -> Compiled:
+    def _trunk_layer(self, index: int) -> Compiled:
+        layer = self.encoder.layers[index]
+        return self._layer(layer, index, trunk_linears(layer, index), self.ranges)
+
+    def _layer(self, layer: nn.Module, index: int, linears: dict[str, nn.Linear], ranges: Ranges) -> Compiled:
+        """A layer in the place of the encoder's at `index`: its own, or a branch's."""
         # Layers of one family differ in little besides weights: the first in a convolution, some in their window.
-        structure = ("layer", index == 0, getattr(self.encoder.layers[index], "attention_type", None))
+        structure = ("layer", index == 0, getattr(layer, "attention_type", None))
         example = (torch.randn(2, 6, self.encoder.width), _ones(2, 6))
-        model = self._converter.convert(structure, _Layer(self.encoder, index), example, states_out=True)
-        round_linears(model, trunk_linears(self.encoder.layers[index], index), self.ranges)
+        model = self._converter.convert(structure, _Layer(self.encoder, layer, index), example, states_out=True)
+        round_linears(model, linears, ranges)
         return self._compile(model, self.threads)
 
     def _compile(self, model: Any, threads: int) -> Compiled:
@@ -217,15 +262,26 @@ class _Embed(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, encoder: Encoder, index: int) -> None:
+    def __init__(self, encoder: Encoder, layer: nn.Module, index: int) -> None:
         super().__init__()
         self._encoder = [encoder]
         self.index = index
-        self.layer = encoder.layers[index]
+        self.layer = layer
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         encoder = self._encoder[0]
         return encoder.run(self.layer, self.index, states, encoder.context(mask, states.dtype))
+
+
+_NOT_IN_GRAPH = {
+    *("task", "labels", "positive", "metric", "max_tokens", "temperature", "trunk"),
+    *("exits", "rule", "speeds"),
+}
+
+
+def _graph(spec: BranchSpec) -> list[object]:
+    """All of a spec that a graph depends on: no names, no limits, nothing of what comes before or after."""
+    return list(spec.model_dump(exclude=_NOT_IN_GRAPH).values())
 
 
 def _small(spec: BranchSpec, form: str) -> bool:

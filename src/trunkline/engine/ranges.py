@@ -79,16 +79,17 @@ def trunk_linears(layer: nn.Module, index: int) -> dict[str, nn.Linear]:
     return {f"{index}.{name}": part for name, part in layer.named_modules() if isinstance(part, nn.Linear)}
 
 
+def own_linears(branch: Branch, own: int) -> dict[str, nn.Linear]:
+    """The linear layers of a branch's own layer `own`, likewise."""
+    named = branch.layers[own].named_modules()
+    return {f"layers.{own}.{name}": part for name, part in named if isinstance(part, nn.Linear)}
+
+
 def branch_linears(branch: Branch, form: str) -> dict[str, nn.Linear]:
     """Those of a branch's own layers that run for every token; in a cheap form (see `rewrite`) the last does not, and
     of latents none does.
     """
     if branch.spec.latents:
         return {}
-    whole = branch.layers if form == "plain" else branch.layers[:-1]
-    return {
-        f"layers.{own}.{name}": part
-        for own, layer in enumerate(whole)
-        for name, part in layer.named_modules()
-        if isinstance(part, nn.Linear)
-    }
+    whole = range(len(branch.layers) - (form != "plain"))
+    return {name: part for own in whole for name, part in own_linears(branch, own).items()}

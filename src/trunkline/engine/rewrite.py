@@ -26,11 +26,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trunkline.model.branch import Branch, first_latents, latents_alone, run_layers
+from trunkline.model.branch import Branch, first_latents, in_unit, latents_alone, run_layers
 from trunkline.model.encoders import Encoder
 from trunkline.model.few import Layer, few_layer
 from trunkline.model.heads import Pooling
-from trunkline.project.tasks import Kind
 
 
 def forms(branch: Branch, encoder: Encoder) -> dict[str, nn.Module]:
@@ -76,6 +75,11 @@ def absorbed(branch: Branch, encoder: Encoder) -> nn.Module:
     return _First(branch, encoder, absorb=True).eval()
 
 
+def exit_alone(branch: Branch, depth: int) -> nn.Module:
+    """The exit of a branch at a depth, over the states there and their mask."""
+    return _Exit(branch, depth).eval()
+
+
 def _first_alone(branch: Branch, encoder: Encoder) -> bool:
     """Whether the head reads position 0 only, and the last layer's output there needs none of its others."""
     if branch.spec.pooling is not Pooling.CLS:
@@ -100,6 +104,16 @@ class _Plain(nn.Module):
         return logits
 
 
+class _Exit(nn.Module):
+    def __init__(self, branch: Branch, depth: int) -> None:
+        super().__init__()
+        self.spec = branch.spec
+        self.exit = branch.exits[str(depth)]
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        return in_unit(self.spec, self.exit(states, mask))
+
+
 class _Rewritten(nn.Module):
     """A branch taken apart: what all cheap forms have in common."""
 
@@ -118,10 +132,7 @@ class _Rewritten(nn.Module):
         if self.segments is not None:
             states = [text + segment for text, segment in zip(states, self.segments, strict=False)]
         found = self._last(states, masks)  # (B, m, H), of which the first is [CLS] where no latents are
-        logits: Tensor = self.head((self.norm(found),), (masks[0],))
-        if self.spec.kind is Kind.REGRESSION:
-            logits = self.spec.mean + self.spec.std * logits.float()
-        return logits
+        return in_unit(self.spec, self.head((self.norm(found),), (masks[0],)))
 
     def _needed(self, states: list[Tensor]) -> list[Tensor]:
         return states

@@ -11,19 +11,21 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 
+from trunkline.engine.backend import Backend, Call
 from trunkline.engine.base import Engine
 from trunkline.engine.cache import Cache
 from trunkline.engine.choose import Choice
 from trunkline.engine.load import Loader
-from trunkline.engine.planned import Backend, Call, PlannedEngine
+from trunkline.engine.planned import PlannedEngine
 from trunkline.model.branch import Branch, BranchSpec, Reading, new_branch
 from trunkline.model.encoders import Encoder
+from trunkline.model.exits import ExitSpec, Form
 from trunkline.model.heads import Pooling
 from trunkline.model.tokens import TokenBatch
 from trunkline.model.trunk import Trunk
@@ -34,6 +36,8 @@ Job = Callable[[], list[float]]
 
 ALIKE = 4
 """Equal branches that a fast engine runs at once, as it does at a fork: several small ones may go side by side."""
+_EXIT = 1
+"""Where the exit stands that is timed: they cost alike at all depths."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,13 @@ class Shape:
     pooling: str
     latents: int = 0
     crossing: int = 1
+    exit: str = ""
+    """The form of an exit, where that alone is meant."""
 
     @property
     def id(self) -> str:
+        if self.exit:
+            return f"{self.reading}/exit-{self.exit}"
         latents = f"-m{self.latents}-x{self.crossing}" if self.latents else ""
         return f"{self.reading}/{self.pooling}/f{self.fork}-l{self.layers}{latents}"
 
@@ -104,6 +112,7 @@ def _branch(trunk: Trunk, shape: Shape, max_tokens: int) -> Branch:
         pooling=Pooling(shape.pooling),
         latents=shape.latents,
         crossing=shape.crossing,
+        exits=(ExitSpec(depth=_EXIT, form=Form(shape.exit)),) if shape.exit else (),
         max_tokens=max_tokens,
         width=trunk.width,
         outputs=2,
@@ -151,7 +160,10 @@ def _plain(trunk: Trunk, branch: Branch, read: Sequence[TokenBatch]) -> Job:
 
     def run() -> list[float]:
         start = time.perf_counter()
-        branch(trunk.encoder, states, masks)
+        if branch.spec.exits:
+            branch.at_exit(_EXIT, states[0], masks[0])
+        else:
+            branch(trunk.encoder, states, masks)
         return [time.perf_counter() - start]
 
     return run
@@ -178,12 +190,15 @@ def _branch_on(backend: Backend, shape: Shape, read: Sequence[TokenBatch]) -> Jo
         backend.take(backend.embed(given.ids.numpy(), given.types.numpy(), mask), np.arange(len(mask)))
         for given, mask in zip(read, masks, strict=True)
     )
+    # The exits of one task stand at depths of their own.
     calls = [Call(_name(shape.id, copy), states, masks) for copy in range(ALIKE)]
+    if shape.exit:
+        calls = [replace(calls[0], part=_EXIT)]
 
     def run() -> list[float]:
         start = time.perf_counter()
         backend.branches(calls)
-        return [(time.perf_counter() - start) / ALIKE]
+        return [(time.perf_counter() - start) / len(calls)]
 
     return run
 

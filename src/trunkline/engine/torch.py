@@ -9,17 +9,30 @@ Notation: B rows, T tokens, H width, C outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trunkline.engine.base import BATCH_SIZE, Input, ItemError, Job, Logits, Work, fault, known_tasks
+from trunkline.engine.base import (
+    BATCH_SIZE,
+    NOT_A_NUMBER,
+    Input,
+    ItemError,
+    Job,
+    Logits,
+    Output,
+    Work,
+    fault,
+    known_tasks,
+    logits_of,
+)
 from trunkline.engine.batching import Group, Ids, batches, read_group
 from trunkline.model.branch import Branch, BranchSpec, check_trunk, first_subwords, word_logits
 from trunkline.model.trunk import Trunk
+from trunkline.project.speed import Trail
 from trunkline.project.tasks import Kind
 
 Place = tuple[str, int]  # a slot and a limit on its tokens
@@ -62,35 +75,58 @@ class TorchEngine:
         Regression comes in the unit of the task's data. Raises UsageError for an unknown task.
         """
         names = known_tasks(self.specs, tasks)
-        results: dict[str, dict[int, Logits | ItemError]] = {name: {} for name in names}
-        with torch.inference_mode():
-            for batch in batches(inputs, batch_size):
-                places = self._read(inputs, batch, names)
-                for name in names:
-                    results[name].update(self._run(self.branches[name], inputs, batch, places))
-        return {name: [found[i] for i in range(len(inputs))] for name, found in results.items()}
+        found = self._outputs(inputs, names, {}, batch_size)
+        return {name: [logits_of(output) for output in outputs] for name, outputs in found.items()}
 
-    def run(self, jobs: Sequence[Job]) -> tuple[list[dict[str, Logits | ItemError]], Work]:
-        """Per job, one result per task asked of it. The plain way: jobs with equal tasks together, nothing timed."""
-        results: list[dict[str, Logits | ItemError]] = [{} for _ in jobs]
-        alike: dict[tuple[str, ...], list[int]] = {}
+    def run(
+        self, jobs: Sequence[Job], *, batch_size: int | None = None
+    ) -> tuple[list[dict[str, Output | ItemError]], Work]:
+        """Per job, one result per task asked of it. The plain way: jobs with equal tasks and speeds together, nothing
+        timed, and every exit computed for every row: nothing is saved, but this is what others are held against.
+        """
+        size = BATCH_SIZE if batch_size is None else batch_size
+        results: list[dict[str, Output | ItemError]] = [{} for _ in jobs]
+        alike: dict[tuple[tuple[str, ...], tuple[tuple[str, float], ...]], list[int]] = {}
         for i, job in enumerate(jobs):
-            alike.setdefault(job.tasks, []).append(i)
-        for tasks, members in alike.items():
-            for name, found in self.logits([jobs[i].item for i in members], tasks).items():
-                for i, result in zip(members, found, strict=True):
-                    results[i][name] = result
+            alike.setdefault((job.tasks, job.speeds), []).append(i)
+        for (tasks, speeds), members in alike.items():
+            items, names = [jobs[i].item for i in members], known_tasks(self.specs, tasks)
+            for name, outputs in self._outputs(items, names, dict(speeds), size).items():
+                for i, output in zip(members, outputs, strict=True):
+                    results[i][name] = output
         return results, Work(rows=len(jobs))
 
+    def _outputs(
+        self,
+        inputs: Sequence[Input | ItemError],
+        names: Sequence[str],
+        speeds: Mapping[str, float],
+        batch_size: int,
+    ) -> dict[str, list[Output | ItemError]]:
+        results: dict[str, dict[int, Output | ItemError]] = {name: {} for name in names}
+        speeds = {name: speed for name, speed in speeds.items() if speed > 0 and self.branches[name].spec.exits}
+        with torch.inference_mode():
+            for batch in batches(inputs, batch_size):
+                places = self._read(inputs, batch, names, speeds)
+                for name in names:
+                    results[name].update(self._run(self.branches[name], inputs, batch, places, speeds.get(name, 0.0)))
+        return {name: [found[i] for i in range(len(inputs))] for name, found in results.items()}
+
     def _read(
-        self, inputs: Sequence[Input | ItemError], batch: Sequence[int], names: Sequence[str]
+        self,
+        inputs: Sequence[Input | ItemError],
+        batch: Sequence[int],
+        names: Sequence[str],
+        early: Collection[str],
     ) -> dict[Place, _Read]:
-        """Pass each group that the tasks need through the trunk, equal ones together."""
+        """Pass each group that the tasks need through the trunk, equal ones once; tasks in `early` need their exits."""
         forks: dict[Place, set[int]] = {}
         for name in names:
             spec = self.branches[name].spec
             for place in _places(spec):
                 forks.setdefault(place, set()).add(spec.fork)
+                if name in early:
+                    forks[place].update(one.depth for one in spec.exits if one.depth < spec.fork)
         groups = {place: read_group(self.trunk.encoder.reader, inputs, batch, *place) for place in forks}
         # Two limits that cut nothing here make equal batches, which are read once, as deep as either needs.
         passes: dict[tuple[str, tuple[Ids, ...]], set[int]] = {}
@@ -109,12 +145,17 @@ class TorchEngine:
         return found
 
     def _run(
-        self, branch: Branch, inputs: Sequence[Input | ItemError], batch: Sequence[int], places: Mapping[Place, _Read]
-    ) -> dict[int, Logits | ItemError]:
-        """One branch over one batch: input -> its logits, or why there are none."""
+        self,
+        branch: Branch,
+        inputs: Sequence[Input | ItemError],
+        batch: Sequence[int],
+        places: Mapping[Place, _Read],
+        speed: float,
+    ) -> dict[int, Output | ItemError]:
+        """One branch over one batch: input -> its output, or why there is none."""
         spec = branch.spec
         reads = [places[place] for place in _places(spec)]
-        results: dict[int, Logits | ItemError] = {}
+        results: dict[int, Output | ItemError] = {}
         readable = []
         for i in batch:
             reason = fault(inputs[i], spec.reading.slots, words=spec.kind is Kind.TAGGING)
@@ -128,31 +169,83 @@ class TorchEngine:
         if len(reads) == 1:
             # All rows of the group, also those that only other tasks can use: the shape must not depend on this task.
             [read] = reads
-            logits = branch(self.trunk.encoder, [read.states[spec.fork]], [read.mask])  # (B, …)
+            found = {spec.depth: branch(self.trunk.encoder, [read.states[spec.fork]], [read.mask])}  # (B, …)
             rows = [read.group.row_of[i] for i in readable]
+            if speed:
+                found = {**self._exits(branch, read), **found}
         else:
             # Both texts of an input side by side: every input that has both, whichever task asks.
             both = [i for i in batch if all(i in read.group.row_of for read in reads)]
             picks = [torch.tensor([read.group.row_of[i] for i in both], device=self.device) for read in reads]
-            logits = branch(
+            joined = branch(
                 self.trunk.encoder,
                 [read.states[spec.fork].index_select(0, pick) for read, pick in zip(reads, picks, strict=True)],
                 [read.mask.index_select(0, pick) for read, pick in zip(reads, picks, strict=True)],
             )  # (B, …)
-            rows = [both.index(i) for i in readable]
-        values = logits.float().cpu().numpy()
-        for i, row in zip(readable, rows, strict=True):
-            results[i] = _result(spec, values[row], inputs[i], reads[0].group, i)
+            found, rows = {spec.depth: joined}, [both.index(i) for i in readable]
+        values = {depth: logits.float().cpu().numpy() for depth, logits in found.items()}
+        left = _left(spec, values, rows, [_firsts(spec, inputs[i], reads[0].group, i) for i in readable], speed)
+        for i, row, (depth, unsure) in zip(readable, rows, left, strict=True):
+            results[i] = _result(spec, values[depth][row], inputs[i], reads[0].group, i, depth, unsure)
         return results
+
+    def _exits(self, branch: Branch, read: _Read) -> dict[int, Tensor]:
+        """Logits of every exit, (B, …), by depth."""
+        spec = branch.spec
+        states = dict(read.states)
+        if spec.own_exits:
+            own = branch.own_states(self.trunk.encoder, states[spec.fork], read.mask)
+            states |= dict(enumerate(own, spec.fork + 1))
+        return {one.depth: branch.at_exit(one.depth, states[one.depth], read.mask) for one in spec.exits}
+
+
+def _left(
+    spec: BranchSpec,
+    values: Mapping[int, Logits],
+    rows: Sequence[int],
+    firsts: Sequence[Sequence[int]],
+    speed: float,
+) -> list[tuple[int, float | None]]:
+    """Per row, the depth at which it leaves and how unsure the exit or head there is of it."""
+    if not speed:
+        return [(spec.depth, None)] * len(rows)
+    trail = Trail(spec.kind, spec.rule, rows=len(rows), std=spec.std)
+    found: dict[int, tuple[int, float]] = {}
+    for depth, logits in values.items():
+        words = None
+        if spec.kind is Kind.TAGGING:
+            words = np.zeros((len(rows), logits.shape[1]), dtype=bool)
+            for row, first in zip(words, firsts, strict=True):
+                row[list(first)] = True
+        shown = logits[rows] if spec.kind is Kind.REGRESSION else logits[rows] / spec.temperature_at(depth)
+        for place, unsure in enumerate(trail.uncertainty(shown, np.arange(len(rows)), words)):
+            if place not in found and (unsure < speed or depth == spec.depth):
+                found[place] = depth, float(unsure)
+    return [found[place] for place in range(len(rows))]
 
 
 def _places(spec: BranchSpec) -> list[Place]:
     return [(slot, spec.max_tokens) for slot in spec.reading.slots]
 
 
-def _result(spec: BranchSpec, values: Logits, item: Input | ItemError, group: Group, i: int) -> Logits | ItemError:
+def _firsts(spec: BranchSpec, item: Input | ItemError, group: Group, i: int) -> list[int]:
+    """Tagging: where the words of an input start."""
+    if spec.kind is not Kind.TAGGING or isinstance(item, ItemError):
+        return []
+    return [first for first in first_subwords(group.tokens[i], item.spans()) if first is not None]
+
+
+def _result(
+    spec: BranchSpec,
+    values: Logits,
+    item: Input | ItemError,
+    group: Group,
+    i: int,
+    depth: int,
+    uncertainty: float | None,
+) -> Output | ItemError:
     if spec.kind is Kind.TAGGING and isinstance(item, Input):
         values = word_logits(values, first_subwords(group.tokens[i], item.spans()), spec.outside)  # (words, C)
     if not np.isfinite(values).all():
-        return ItemError("the model's output for this input is not a number")
-    return values.copy()
+        return NOT_A_NUMBER
+    return Output(values.copy(), depth, uncertainty)

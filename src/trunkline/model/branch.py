@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 
@@ -24,9 +24,11 @@ from torch import Tensor, nn
 from trunkline.atomic import write_bytes
 from trunkline.errors import BundleError
 from trunkline.model.encoders import Encoder
+from trunkline.model.exits import ExitSpec, new_exit
 from trunkline.model.few import few_layer
 from trunkline.model.heads import Head, Pooling, masked_mean
 from trunkline.model.tokens import TokenRow
+from trunkline.project.speed import Rule, SpeedPoint
 from trunkline.project.tasks import Kind
 
 
@@ -72,6 +74,26 @@ class BranchSpec(BaseModel):
     temperature: float = Field(default=1.0, gt=0)
     """What logits are divided by before they become the probabilities of an answer; the logits themselves stay."""
     trunk: str
+    exits: tuple[ExitSpec, ...] = ()
+    """Where a row may leave before the head, by rising depth."""
+    rule: Rule = Rule.ENTROPY
+    """What makes a row leave there."""
+    speeds: tuple[SpeedPoint, ...] = ()
+    """What speeds came to on `valid`, from 0 up; none without exits."""
+
+    @property
+    def depth(self) -> int:
+        """Layers from the embeddings to the head, the trunk's and the branch's own."""
+        return self.fork + self.layers
+
+    @property
+    def own_exits(self) -> bool:
+        """Whether a row may leave between the branch's own layers."""
+        return any(one.depth > self.fork for one in self.exits)
+
+    def temperature_at(self, depth: int) -> float:
+        """What logits that were given after `depth` layers are divided by."""
+        return next((one.temperature for one in self.exits if one.depth == depth), self.temperature)
 
     @property
     def outside(self) -> int:
@@ -79,8 +101,18 @@ class BranchSpec(BaseModel):
         return self.labels.index("O") if "O" in self.labels else 0
 
 
+def may_exit(spec: BranchSpec) -> range:
+    """The depths at which a branch can have exits: in the trunk and, where its own layers read tokens, among these.
+
+    Two texts that are read apart are not together on the way, so that nothing there can answer for both.
+    """
+    if spec.reading is Reading.SEPARATE:
+        return range(0)
+    return range(1, spec.fork + 1 if spec.latents else spec.depth)
+
+
 class Branch(nn.Module):
-    """Own layers, their final norm where the family has one, and a head.
+    """Own layers, their final norm where the family has one, a head, and the exits on the way to it.
 
     `forward` takes one (states, mask) per text read, states (B, T, H) at the fork, and gives logits (B, C), or (B, T,
     C) per subword for tagging. Regression comes in the unit of the task's data: `mean + std * output`.
@@ -92,6 +124,10 @@ class Branch(nn.Module):
         self.layers = layers
         self.norm = norm
         self.head = head
+        tokens = spec.kind is Kind.TAGGING
+        self.exits = nn.ModuleDict(
+            {str(one.depth): new_exit(one.form, spec.width, spec.outputs, tokens=tokens) for one in spec.exits}
+        )
         # Zero at first: a fresh branch sees the two texts as the trunk left them.
         self.segments = nn.Parameter(torch.zeros(2, spec.width)) if spec.reading is Reading.SEPARATE else None
         # Small, so that a fresh branch has what the trunk made of the texts, and latents that are not all alike.
@@ -112,9 +148,30 @@ class Branch(nn.Module):
         else:
             joined = self.norm(run_layers(encoder, self.layers, self.spec.fork, joined, mask))
             logits = self.head(joined.split(sizes, dim=1), tuple(masks))
-        if self.spec.kind is Kind.REGRESSION:
-            logits = self.spec.mean + self.spec.std * logits.float()  # bf16 would round the task's unit away
+        return in_unit(self.spec, logits)
+
+    def at_exit(self, depth: int, states: Tensor, mask: Tensor) -> Tensor:
+        """Logits, as `forward` gives them, of the exit that reads the states (B, T, H) after `depth` layers."""
+        return in_unit(self.spec, self.exits[str(depth)](states, mask))
+
+    def own_states(self, encoder: Encoder, states: Tensor, mask: Tensor) -> Iterator[Tensor]:
+        """The states (B, T, H) after each own layer but the last, from those at the fork."""
+        context = encoder.context(mask, states.dtype)
+        for place, layer in enumerate(self.layers[:-1], self.spec.fork):
+            states = encoder.run(layer, place, states, context)
+            yield states
+
+    def end(self) -> Branch:
+        """The last own layer, norm and head as a branch of their own, which reads what `own_states` gives last."""
+        spec = self.spec.model_copy(update={"fork": self.spec.depth - 1, "layers": 1, "exits": (), "speeds": ()})
+        return Branch(spec, self.layers[-1:], self.norm, self.head).train(self.training)
+
+
+def in_unit(spec: BranchSpec, logits: Tensor) -> Tensor:
+    """The output of a head or an exit in the unit of the task's data: regression is learned in standard deviations."""
+    if spec.kind is not Kind.REGRESSION:
         return logits
+    return spec.mean + spec.std * logits.float()  # bf16 would round the task's unit away
 
 
 def run_layers(encoder: Encoder, layers: nn.ModuleList, index: int, states: Tensor, mask: Tensor) -> Tensor:

@@ -148,7 +148,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a task says about one input; the fields that its kind does not have are None (or empty for `scores`)."""
+    """What a task says about one input; the fields that its kind does not have are None (or empty for `scores`).
+
+    `exit_layer`, the layers that were run, and `uncertainty` of the exit or head that answered are there where a speed
+    above 0 was asked of a task that has exits.
+    """
 
     label: str | None = None
     labels: list[str] | None = None
@@ -157,6 +161,8 @@ class Answer:
     spans: list[Span] | None = None
     words: list[str] | None = None
     tags: list[str] | None = None
+    exit_layer: int | None = None
+    uncertainty: float | None = None
 
 
 def answer(

@@ -13,7 +13,7 @@ from pathlib import Path
 from trunkline.bundle.loaded import Bundle
 from trunkline.bundle.manifest import read_manifest
 from trunkline.bundle.probes import INT8_TOLERANCE, deviation
-from trunkline.engine.base import ItemError, Job
+from trunkline.engine.base import ItemError, Job, logits_of
 from trunkline.engine.choose import INT8
 from trunkline.errors import BundleError
 from trunkline.serving.replies import ModelInfo, TaskInfo
@@ -53,7 +53,7 @@ def prove(bundle: Bundle, tasks: Iterable[str]) -> None:
     found, _ = bundle.engine.run([Job(item, names) for item in probes.items()])
     limit = TOLERANCE[bundle.loader.choice.dtype]
     for task in names:
-        off = deviation(probes.logits_of(task), [results[task] for results in found])
+        off = deviation(probes.logits_of(task), [logits_of(results[task]) for results in found])
         if not off <= limit:
             how = "gives no finite logits" if math.isinf(off) else f"is off by {off:.1e}, more than {limit:.0e},"
             raise BundleError(f"task '{task}' {how} on its stored probes")

@@ -29,7 +29,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from trunkline.bundle.loaded import Bundle
-from trunkline.engine.base import Engine, ItemError, Job, Logits, Work, answers
+from trunkline.engine.base import Engine, ItemError, Job, Output, Work, answers
 from trunkline.errors import TrunklineError
 from trunkline.project.tasks import Answer
 from trunkline.serving.loading import Loading, describe, prove, quality, smallest
@@ -76,7 +76,7 @@ class _Found:
 
     run: Run
     engine: Engine
-    results: list[dict[str, Logits | ItemError]]
+    results: list[dict[str, Output | ItemError]]
     work: Work
     started: float
     seconds: float
@@ -127,13 +127,13 @@ class Worker:
             self._found.put(_Found(message, held.bundle.engine, results, work, started, seconds, healthy))
             del held, results  # a dropped bundle must not be kept by an idle thread
 
-    def _run(self, engine: Engine, jobs: Sequence[Job]) -> tuple[list[dict[str, Logits | ItemError]], Work, bool]:
+    def _run(self, engine: Engine, jobs: Sequence[Job]) -> tuple[list[dict[str, Output | ItemError]], Work, bool]:
         try:
             found, work = engine.run(jobs)
-            return found, work, any(not isinstance(logits, ItemError) for row in found for logits in row.values())
+            return found, work, any(not isinstance(output, ItemError) for row in found for output in row.values())
         except Exception as error:
             self._note(logging.ERROR, f"a batch of {len(jobs)} rows failed and is run row by row: {_trace(error)}")
-        results: list[dict[str, Logits | ItemError]] = []
+        results: list[dict[str, Output | ItemError]] = []
         work, healthy = Work(), False
         for job in jobs:
             try:
@@ -164,7 +164,7 @@ class Worker:
             del found, made
 
     def _answers(
-        self, engine: Engine, jobs: Sequence[Job], results: Sequence[dict[str, Logits | ItemError]]
+        self, engine: Engine, jobs: Sequence[Job], results: Sequence[dict[str, Output | ItemError]]
     ) -> list[dict[str, Answer | ItemError]]:
         made: list[dict[str, Answer | ItemError]] = []
         for job, found in zip(jobs, results, strict=True):

@@ -1,0 +1,209 @@
+"""Rows leave at exits: on every engine at the same one, whatever else stands in the batch, and never at speed 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from branches import INPUTS, random_branch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import tiny_encoder
+
+from trunkline.engine import Input, ItemError, predict
+from trunkline.engine.base import Engine, Job, Output
+from trunkline.engine.choose import Choice
+from trunkline.engine.gpu import GpuBuilder
+from trunkline.engine.load import Loader
+from trunkline.engine.planned import PlannedEngine
+from trunkline.engine.timing import uncached
+from trunkline.engine.torch import TorchEngine
+from trunkline.errors import UsageError
+from trunkline.model.branch import Branch
+from trunkline.model.encoders import Encoder
+from trunkline.model.trunk import Trunk
+
+pytest.importorskip("trunkline.engine.runtime", reason="OpenVINO is an extra", exc_type=ImportError)
+
+
+def exits(*depths: int, form: str = "attention") -> list[dict[str, Any]]:
+    other = {"attention": "linear", "linear": "attention"}
+    return [{"depth": depth, "form": form if depth % 2 else other[form], "temperature": 1.5} for depth in depths]
+
+
+SORTS: dict[str, dict[str, Any]] = {
+    "intent": {"kind": "classification", "fork": 3, "layers": 1, "exits": exits(1, 2, 3)},
+    "tone": {"kind": "multilabel", "fork": 1, "layers": 3, "pooling": "mean", "exits": exits(1, 2, 3)},
+    "urgency": {"kind": "regression", "fork": 3, "layers": 1, "mean": 3.0, "std": 2.0, "exits": exits(1, 2, 3)},
+    "slots": {"kind": "tagging", "fork": 2, "layers": 2, "exits": exits(1, 2, 3, form="linear")},
+    "deep": {"kind": "classification", "fork": 0, "layers": 4, "exits": exits(1, 2, 3)},
+    "patient": {"kind": "classification", "fork": 4, "layers": 0, "rule": "patience", "exits": exits(1, 2, 3)},
+    "follows": {"kind": "relevance", "reading": "joint", "fork": 3, "layers": 1, "exits": exits(2, 3)},
+    "few": {"kind": "classification", "fork": 2, "layers": 2, "pooling": "latents", "latents": 3, "exits": exits(1, 2)},
+    "plain": {"kind": "classification", "fork": 2, "layers": 1},
+    "same": {"kind": "relevance", "reading": "separate", "fork": 2, "layers": 1, "pooling": "pair"},
+}
+TASKS = tuple(SORTS)
+POINTS = [
+    {"speed": 0.0, "quality": 0.9, "layers": 4.0, "time": 1.0},
+    {"speed": 0.4, "quality": 0.9, "layers": 3.0, "time": 0.8},
+    {"speed": 0.8, "quality": 0.6, "layers": 2.0, "time": 0.5},
+]
+
+
+def made(trunk: Trunk) -> dict[str, Branch]:
+    dialled = {task: {"speeds": POINTS} if sort.get("exits") else {} for task, sort in SORTS.items()}
+    return {task: random_branch(trunk, task, **sort, **dialled[task]) for task, sort in SORTS.items()}
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    trunk = Trunk(Encoder.load(tiny_encoder(tmp_path_factory.mktemp("bert"))), "f" * 64)
+    branches = made(trunk)
+    openvino = Loader(trunk, Choice("openvino", "float32", "cpu", "a test"))
+    builder = GpuBuilder(trunk, device="cpu", dtype="float32")
+    parts = {task: builder.part(branch) for task, branch in branches.items()}
+    return {
+        "torch": TorchEngine(trunk, branches),
+        "openvino": openvino.engine({task: (task, lambda task=task: branches[task]) for task in branches}),
+        "gpu": PlannedEngine(trunk.encoder.reader, builder.backend(parts)),
+    }
+
+
+def close(one: Any, other: Any) -> bool:
+    return one.shape == other.shape and bool(np.abs(one - other).max(initial=0) <= 1e-4 * max(1, np.abs(one).max()))
+
+
+def agree(expected: Output | ItemError, found: Output | ItemError, speed: float) -> bool:
+    """Equal, or left at another exit since one was as unsure as the threshold, to rounding."""
+    if isinstance(expected, ItemError) or isinstance(found, ItemError):
+        return expected == found
+    if expected.depth == found.depth:
+        both = (expected.uncertainty, found.uncertainty)
+        return close(expected.logits, found.logits) and (both == (None, None) or abs(both[0] - both[1]) < 1e-3)
+    first = min(expected, found, key=lambda output: output.depth)
+    return first.uncertainty is not None and speed - first.uncertainty < 1e-3
+
+
+words = st.sampled_from(["play", "some", "music", "will", "it", "rain", "?", "today", "wake", "me", "at", "seven", " "])
+texts = st.lists(words, max_size=12).map(" ".join)
+speeds = st.dictionaries(st.sampled_from(TASKS), st.sampled_from([0.0, 0.3, 0.6, 0.8, 0.9, 0.95, 1.0]))
+jobs_of = st.lists(
+    st.builds(
+        Job,
+        st.builds(Input, texts, st.one_of(st.none(), texts)),
+        st.lists(st.sampled_from(TASKS), unique=True, min_size=1).map(tuple),
+        speeds.map(lambda found: tuple(found.items())),
+    ),
+    max_size=10,
+)
+
+
+@pytest.mark.parametrize("name", ["openvino", "gpu"])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(jobs=jobs_of)
+def test_rows_of_mixed_speeds_in_one_batch_equal_the_rows_run_one_by_one(
+    engines: Mapping[str, Engine], name: str, jobs: list[Job]
+) -> None:
+    """Promise 5."""
+    found, _ = engines[name].run(jobs)
+    for job, results in zip(jobs, found, strict=True):
+        [expected], _ = engines["torch"].run([job])
+        for task in job.tasks:
+            assert agree(expected[task], results[task], job.speed_of(task)), (job, task)
+
+
+@pytest.mark.parametrize("name", ["torch", "openvino", "gpu"])
+def test_speed_zero_is_off(engines: Mapping[str, Engine], name: str) -> None:
+    """Promise 5: to the bit, and nothing is said of exits."""
+    engine = uncached(engines[name])
+    off, _ = engine.run([Job(item, TASKS, tuple((task, 0.0) for task in TASKS)) for item in INPUTS])
+    none, _ = engine.run([Job(item, TASKS) for item in INPUTS])
+    for one, other in zip(off, none, strict=True):
+        for task in TASKS:
+            if isinstance(one[task], ItemError):
+                assert one[task] == other[task]
+                continue
+            assert one[task].logits.tobytes() == other[task].logits.tobytes()
+            assert (one[task].depth, one[task].uncertainty) == (engine.specs[task].depth, None)
+
+
+@pytest.mark.parametrize("name", ["torch", "openvino", "gpu"])
+def test_what_is_never_sure_is_answered_by_the_head(engines: Mapping[str, Engine], name: str) -> None:
+    engine = engines[name]
+    jobs = [Job(item, TASKS, tuple((task, 1e-9) for task in TASKS)) for item in INPUTS]
+    found, _ = engine.run(jobs)
+    full, _ = engine.run([Job(item, TASKS) for item in INPUTS])
+    for one, other in zip(found, full, strict=True):
+        for task in TASKS:
+            # A regression's exits may agree to the last digit, and a row of no words is never in doubt.
+            if not isinstance(one[task], ItemError) and one[task].depth == other[task].depth:
+                assert close(other[task].logits, one[task].logits), task
+    assert all(results["intent"].depth == 4 for results in found)
+
+
+def test_the_trunk_goes_no_deeper_than_a_row_that_stays(
+    engines: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise 3, with exits: rows that have left are carried no further."""
+    engine = engines["openvino"]
+    ran: list[tuple[int, int]] = []
+    layer = engine.backend.layer
+    monkeypatch.setattr(
+        engine.backend,
+        "layer",
+        lambda index, states, mask: ran.append((index, len(mask))) or layer(index, states, mask),
+    )
+    items = [Input(f"play some music {n}") for n in range(8)]
+    _, work = engine.run([Job(item, ("intent",), (("intent", 1.0),)) for item in items])
+    assert ran == [(0, 8)]
+    assert work.layers == 8
+    ran.clear()
+    asked = [(("intent", 1.0),) if n < 6 else () for n in range(8)]
+    engine.run([Job(item, ("intent",), speeds) for item, speeds in zip(items, asked, strict=True)])
+    assert ran == [(0, 8), (1, 2), (2, 2)]
+
+
+def test_answers_say_where_they_left_and_a_keep_finds_its_speed(engines: Mapping[str, Any]) -> None:
+    engine = engines["openvino"]
+    [plain] = predict(engine, ["play some music"], ["intent"])
+    assert (plain["intent"].exit_layer, plain["intent"].uncertainty) == (None, None)
+    [fast] = predict(engine, ["play some music"], ["intent", "plain"], speed=1.0)
+    assert fast["intent"].exit_layer == 1
+    assert 0 <= fast["intent"].uncertainty <= 1
+    assert fast["plain"].exit_layer is None
+    [kept] = predict(engine, ["play some music"], ["intent"], keep=0.99)
+    [same] = predict(engine, ["play some music"], ["intent"], speed={"intent": 0.4})
+    assert kept == same
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"speed": 2}, "speed is a number from 0 to 1; found 2"),
+        ({"speed": "fast"}, "speed is a number from 0 to 1; found 'fast'"),
+        ({"keep": True}, "keep is a number from 0 to 1"),
+        ({"keep": {"intents": 0.9}}, "keep: .*intents.*intent"),
+        ({"speed": 0.5, "keep": {"intent": 0.9}}, "not for both .task 'intent'"),
+    ],
+)
+def test_what_no_dial_has_is_refused(engines: Mapping[str, Any], asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        predict(engines["torch"], ["play"], ["intent"], **asked)
+
+
+def test_a_branch_with_exits_survives_its_file(tmp_path: Path) -> None:
+    from trunkline.model.branch import load_branch, save_branch
+
+    trunk = Trunk(Encoder.load(tiny_encoder(tmp_path / "bert")), "f" * 64)
+    branches = made(trunk)
+    save_branch(branches["slots"], tmp_path / "slots.safetensors")
+    again = load_branch(tmp_path / "slots.safetensors", trunk.encoder)
+    assert again.spec == branches["slots"].spec
+    jobs = [Job(item, ("slots",), (("slots", 0.9),)) for item in INPUTS]
+    one, other = (TorchEngine(trunk, {"slots": branch}).run(jobs)[0] for branch in (branches["slots"], again))
+    for found, expected in zip(one, other, strict=True):
+        assert agree(expected["slots"], found["slots"], 0.9)
