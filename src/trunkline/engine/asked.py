@@ -85,6 +85,7 @@ class Asked:
         self.work = Work()
         self._specs = specs
         self._cache = cache
+        self._off = {name: Ask(name, 0.0) for name in specs}
         self._read(reader)
         self.work += Work(tokenise=time.perf_counter() - started)
 
@@ -93,14 +94,31 @@ class Asked:
         self.kept[slot, ids, fork] = states
         self._cache.put((ids, fork), states)
 
-    def answer(self, spec: BranchSpec, i: int, logits: Logits, depth: int, uncertainty: float | None) -> None:
-        """Note what a task's branch gave for job `i` after `depth` layers: (C,), or (T, C) of its row's subwords."""
+    def answer(
+        self,
+        spec: BranchSpec,
+        jobs: Sequence[Sequence[int]],
+        logits: Logits,
+        depth: int,
+        unsure: Sequence[float | None] = (),
+    ) -> None:
+        """Note what a task's branch gave after `depth` layers for n rows, each of some jobs: logits (n, C), or of
+        subwords (n, T, C), and, where they were asked at a speed, how unsure it was.
+        """
+        tagged = spec.kind is Kind.TAGGING
+        finite = not tagged and bool(np.isfinite(logits).all())  # at once: row by row takes far longer
+        for place, asking in enumerate(jobs):
+            for i in asking:
+                found = self._words(spec, i, logits[place]) if tagged else logits[place]
+                sound = finite or bool(np.isfinite(found).all())
+                uncertainty = unsure[place] if unsure else None
+                self.results[i][spec.task] = Output(found, depth, uncertainty) if sound else NOT_A_NUMBER
+
+    def _words(self, spec: BranchSpec, i: int, logits: Logits) -> Logits:
+        """Logits (words, C) of a job from those of its row's subwords, (T, C)."""
         item = self.jobs[i].item
-        if spec.kind is Kind.TAGGING and isinstance(item, Input):
-            firsts = first_subwords(self.own[i, spec.task], item.spans())
-            logits = word_logits(logits, firsts, spec.outside)  # (words, C)
-        finite = np.isfinite(logits).all()
-        self.results[i][spec.task] = Output(logits.copy(), depth, uncertainty) if finite else NOT_A_NUMBER
+        assert isinstance(item, Input)
+        return word_logits(logits, first_subwords(self.own[i, spec.task], item.spans()), spec.outside)
 
     def _read(self, reader: TextReader) -> None:
         manners = {name: Manner.of(spec) for name, spec in self._specs.items()}
@@ -142,16 +160,22 @@ class Asked:
             return
         [(ids, tokens)] = read
         found = self.rows.setdefault(manner.slots[0], {}).setdefault(ids, Row(ids, tokens))
-        job = self.jobs[i]
         for name in names:
-            ask = Ask(name, job.speed_of(name) if self._specs[name].exits else 0.0)
             if manner.words:
                 self.own[i, name] = tokens
-                if ask.speed and isinstance(job.item, Input):
-                    firsts = first_subwords(tokens, job.item.spans())
-                    ask = ask._replace(words=tuple(first for first in firsts if first is not None))
+            ask = self._off[name] if not self.jobs[i].speeds else self._at_speed(name, i, tokens)
             found.asked.setdefault(ask, []).append(i)
             found.depth = max(found.depth, self._specs[name].fork)
+
+    def _at_speed(self, name: str, i: int, tokens: TokenRow) -> Ask:
+        spec, job = self._specs[name], self.jobs[i]
+        speed = job.speed_of(name)
+        if not speed or not spec.exits:
+            return self._off[name]
+        firsts: list[int | None] = []
+        if spec.kind is Kind.TAGGING and isinstance(job.item, Input):
+            firsts = first_subwords(tokens, job.item.spans())
+        return Ask(name, speed, tuple(first for first in firsts if first is not None))
 
     def _ask_pair(
         self, i: int, limit: int, names: Sequence[str], first: tuple[Ids, TokenRow], second: tuple[Ids, TokenRow]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,8 +67,7 @@ class Job:
         return next((speed for name, speed in self.speeds if name == task), 0.0)
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(NamedTuple):
     """What a task's branch gave for one input, after `depth` layers, the trunk's and its own.
 
     `uncertainty`, in [0, 1], is that of the exit or head that answered; None at speed 0.

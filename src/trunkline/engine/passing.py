@@ -52,24 +52,32 @@ class _Held:
         return self.part(backend, rows) if len(rows) and rows_for(len(rows)) < len(self.mask) else self
 
 
-class _Asking:
-    """One task in a batch: n times it is asked of a row, each time at a speed, and which of them still wait."""
+_Asks = Sequence[tuple[int, Ask, list[int]]]  # row, how it is asked, jobs
 
-    def __init__(self, spec: BranchSpec, asked: Sequence[tuple[int, Ask, list[int]]], tokens: int) -> None:
+
+class _Asking:
+    """One task in a batch: the rows that it is asked of, by rising number, and the jobs of each."""
+
+    def __init__(self, spec: BranchSpec, asks: _Asks) -> None:
         self.spec = spec
-        self.rows: Numbers = np.asarray([place for place, _, _ in asked], dtype=np.int64)  # (n,)
-        self.speeds = np.asarray([ask.speed for _, ask, _ in asked])  # (n,)
-        self.jobs = [jobs for _, _, jobs in asked]
-        self.waiting = np.ones(len(asked), dtype=bool)
-        self.dialled = bool(self.speeds.any())
-        self._trail: Trail | None = None
+        self.places = [place for place, _, _ in asks]
+        self.jobs = [jobs for _, _, jobs in asks]
+
+
+class _Dialled(_Asking):
+    """One that is asked n times at speeds, some of which may be 0: a row as often as there are speeds for it."""
+
+    def __init__(self, spec: BranchSpec, asks: _Asks, tokens: int) -> None:
+        super().__init__(spec, asks)
+        self.rows: Numbers = np.asarray(self.places)  # (n,)
+        self.speeds = np.asarray([ask.speed for _, ask, _ in asks])  # (n,)
+        self.waiting = np.ones(len(asks), dtype=bool)
+        self._trail = Trail(spec.kind, spec.rule, rows=len(asks), std=spec.std)
         self._words: NDArray[np.bool_] | None = None  # (n, T)
-        if self.dialled:
-            self._trail = Trail(spec.kind, spec.rule, rows=len(asked), std=spec.std)
-            if spec.kind is Kind.TAGGING:
-                self._words = np.zeros((len(asked), tokens), dtype=bool)
-                for words, (_, ask, _) in zip(self._words, asked, strict=True):
-                    words[list(ask.words)] = True
+        if spec.kind is Kind.TAGGING:
+            self._words = np.zeros((len(asks), tokens), dtype=bool)
+            for words, (_, ask, _) in zip(self._words, asks, strict=True):
+                words[list(ask.words)] = True
 
     def has_exit(self, depth: int) -> bool:
         """Whether a row may leave at this depth."""
@@ -81,7 +89,6 @@ class _Asking:
 
     def uncertainty(self, logits: Logits, asks: Numbers, depth: int) -> NDArray[np.float64]:
         """How unsure the exit or head at a depth is of these, (n,), from their logits."""
-        assert self._trail is not None
         shown = logits if self.spec.kind is Kind.REGRESSION else logits / self.spec.temperature_at(depth)
         words = None if self._words is None else self._words[asks, : logits.shape[1]]
         return self._trail.uncertainty(shown, asks, words)
@@ -100,13 +107,17 @@ class Pass:
         ids, types, mask = _padded(rows, batch, pad_id)
         self._work = Work(rows=len(rows), tokens=int(mask.sum()) - (batch.rows - len(rows)), padded=mask.size)
         self._held = _Held(np.arange(len(rows)), backend.embed(ids, types, mask), mask)
-        self._parts: dict[bytes, _Held] = {}
+        self._parts: dict[tuple[int, ...], _Held] = {}
         found: dict[str, list[tuple[int, Ask, list[int]]]] = {}
+        dialled: set[str] = set()
         for place, row in enumerate(rows):
             for ask, jobs in row.asked.items():
                 found.setdefault(ask.task, []).append((place, ask, jobs))
-        self._tasks = [_Asking(backend.specs[task], asks, mask.shape[1]) for task, asks in found.items()]
-        self._dialled = any(asking.dialled for asking in self._tasks)
+                if ask.speed:
+                    dialled.add(ask.task)
+        specs = backend.specs
+        self._plain = [_Asking(specs[task], asks) for task, asks in found.items() if task not in dialled]
+        self._dialled = [_Dialled(specs[task], found[task], mask.shape[1]) for task in found if task in dialled]
         self._kept = np.asarray([max(row.kept, default=0) for row in rows])
 
     def run(self) -> None:
@@ -129,7 +140,10 @@ class Pass:
     def _shrink(self, depth: int) -> int:
         """How deep any row must still go; those that must go on do so alone where that makes a smaller shape."""
         depths = self._kept.copy()
-        for asking in self._tasks:
+        for plain in self._plain:
+            if plain.spec.fork > depth:
+                depths[plain.places] = np.maximum(depths[plain.places], plain.spec.fork)
+        for asking in self._dialled:
             np.maximum.at(depths, asking.rows[asking.waiting], asking.spec.fork)
         self._held = self._held.shrunk(self.backend, np.flatnonzero(depths > depth))
         return int(depths.max(initial=0))
@@ -150,51 +164,53 @@ class Pass:
     def _exits(self, depth: int) -> None:
         """The exits at this depth: who is sure leaves."""
         tried = []
-        for asking in self._tasks:
-            if asking.dialled and depth <= asking.spec.fork and asking.has_exit(depth):
-                asks = asking.at_speed()
+        for asking in self._dialled:
+            asks = asking.at_speed()
+            if len(asks) and depth <= asking.spec.fork and asking.has_exit(depth):
                 rows = np.unique(asking.rows[asks])
                 # An exit is cheap: to pick its rows costs more than to read some in vain.
-                held = self._held if 2 * len(rows) > len(self._held.rows) else self._part(rows)
-                if len(asks):
-                    tried.append((asking, asks, held))
+                held = self._held if 2 * len(rows) > len(self._held.rows) else self._part(rows.tolist())
+                tried.append((asking, asks, held))
         self._try(tried, depth)
 
-    def _part(self, rows: Numbers) -> _Held:
-        key = rows.tobytes()
+    def _part(self, rows: list[int]) -> _Held:
+        key = tuple(rows)
         if key not in self._parts:
-            self._parts[key] = self._held.part(self.backend, rows)
+            self._parts[key] = self._held.part(self.backend, np.asarray(rows))
         return self._parts[key]
 
-    def _try(self, tried: Sequence[tuple[_Asking, Numbers, _Held]], depth: int) -> None:
+    def _try(self, tried: Sequence[tuple[_Dialled, Numbers, _Held]], depth: int) -> None:
         calls = [Call(asking.spec.task, (held.states,), (held.mask,), depth) for asking, _, held in tried]
         for (asking, asks, held), values in zip(tried, run_calls(self.backend, calls), strict=True):
             logits = values[held.places(asking.rows[asks])]
             unsure = asking.uncertainty(logits, asks, depth)
             leave = unsure < asking.speeds[asks]
-            self._answer(asking, asks[leave], logits[leave], depth, unsure[leave])
+            self._answer(asking, asks[leave], logits[leave], depth, unsure[leave].tolist())
 
     def _forks(self, depth: int) -> None:
         """The branches at this fork, each on the rows that wait for it; through its own exits where there are any."""
-        waiting = []
-        for asking in self._tasks:
-            if asking.spec.fork != depth:
-                continue
-            if asking.dialled and asking.spec.own_exits:
-                self._own(asking)
-            asks = np.flatnonzero(asking.waiting)
-            if len(asks):
-                waiting.append((asking, asks, self._part(np.unique(asking.rows[asks]))))
-        calls = [Call(asking.spec.task, (held.states,), (held.mask,)) for asking, _, held in waiting]
-        for (asking, asks, held), values in zip(waiting, run_calls(self.backend, calls), strict=True):
+        plain = [(asking, self._part(asking.places)) for asking in self._plain if asking.spec.fork == depth]
+        dialled = []
+        for asking in self._dialled:
+            if asking.spec.fork == depth:
+                if asking.spec.own_exits:
+                    self._own(asking)
+                asks = np.flatnonzero(asking.waiting)
+                if len(asks):
+                    dialled.append((asking, asks, self._part(np.unique(asking.rows[asks]).tolist())))
+        helds = [*((one.spec.task, held) for one, held in plain), *((one.spec.task, held) for one, _, held in dialled)]
+        found = run_calls(self.backend, [Call(task, (held.states,), (held.mask,)) for task, held in helds])
+        for (one, _), values in zip(plain, found, strict=False):
+            self.asked.answer(one.spec, one.jobs, values, depth + one.spec.layers)
+        for (asking, asks, held), values in zip(dialled, found[len(plain) :], strict=True):
             self._end(asking, asks, values[held.places(asking.rows[asks])])
 
-    def _own(self, asking: _Asking) -> None:
+    def _own(self, asking: _Dialled) -> None:
         """A branch with exits between its own layers, for those at a speed."""
         spec, asks = asking.spec, asking.at_speed()
         if not len(asks):
             return
-        held = self._part(np.unique(asking.rows[asks]))
+        held = self._part(np.unique(asking.rows[asks]).tolist())
         for index in range(spec.layers - 1):
             held = _Held(held.rows, self.backend.own_layer(spec.task, index, held.states, held.mask), held.mask)
             if asking.has_exit(spec.fork + index + 1):
@@ -206,23 +222,17 @@ class Pass:
         [values] = run_calls(self.backend, [Call(spec.task, (held.states,), (held.mask,), spec.depth)])
         self._end(asking, asks, values[held.places(asking.rows[asks])])
 
-    def _end(self, asking: _Asking, asks: Numbers, logits: Logits) -> None:
+    def _end(self, asking: _Dialled, asks: Numbers, logits: Logits) -> None:
         """What the head says; of those that were asked at a speed, with how unsure it is."""
-        unsure = None
-        if asking.dialled:
-            unsure = np.full(len(asks), np.nan)
-            early = asking.speeds[asks] > 0
-            unsure[early] = asking.uncertainty(logits[early], asks[early], asking.spec.depth)
-        self._answer(asking, asks, logits, asking.spec.depth, unsure)
+        early = asking.speeds[asks] > 0
+        known = iter(asking.uncertainty(logits[early], asks[early], asking.spec.depth).tolist())
+        self._answer(asking, asks, logits, asking.spec.depth, [next(known) if one else None for one in early])
 
     def _answer(
-        self, asking: _Asking, asks: Numbers, logits: Logits, depth: int, unsure: NDArray[np.float64] | None
+        self, asking: _Dialled, asks: Numbers, logits: Logits, depth: int, unsure: Sequence[float | None]
     ) -> None:
         asking.waiting[asks] = False
-        for place, (ask, values) in enumerate(zip(asks, logits, strict=True)):
-            uncertainty = None if unsure is None or np.isnan(unsure[place]) else float(unsure[place])
-            for i in asking.jobs[ask]:
-                self.asked.answer(asking.spec, i, values, depth, uncertainty)
+        self.asked.answer(asking.spec, [asking.jobs[ask] for ask in asks.tolist()], logits, depth, unsure)
 
 
 def run_calls(backend: Backend, calls: Sequence[Call]) -> list[Logits]:

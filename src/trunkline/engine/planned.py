@@ -135,7 +135,5 @@ class PlannedEngine:
                 taken = tuple(self.backend.take(side, picks) for side in states)
                 calls.append(Call(task, taken, tuple(mask[picks] for mask in masks)))
         for (task, asks), values in zip(waiting.items(), run_calls(self.backend, calls), strict=True):
-            spec = self.specs[task]
-            for (_, jobs), logits in zip(asks, values, strict=False):  # filler rows stay behind
-                for i in jobs:
-                    asked.answer(spec, i, logits, spec.depth, None)
+            spec, found = self.specs[task], [jobs for _, jobs in asks]
+            asked.answer(spec, found, values[: len(asks)], spec.depth)
