@@ -9,6 +9,7 @@ import time
 import urllib.request
 from argparse import Namespace
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +33,7 @@ from trunkline.pipeline.project import Project
 
 __all__ = ["served"]
 SCRIPTS = (
+    "adaptive",
     "cells",
     "command_line",
     "engine_page",
@@ -533,3 +535,32 @@ def test_a_task_that_was_left_out_is_compared_over_three_trunks(
     assert len(trials) == 3 * 2 * 2
     assert sorted(path.name for path in (pairs / "trunks").iterdir()) == ["all", "without-cola", "without-mrpc"]
     assert "| mrpc | 5 | " in page.read_text()
+
+
+def test_what_exits_save_is_measured_alone_and_merged(
+    scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("trunkline.engine.runtime", reason="OpenVINO is an extra", exc_type=ImportError)
+    script = scripts["adaptive"]
+    tasks = {name: {"kind": "classification"} for name in ("agnews", "sst2")}
+    for setting in ("single", "merged"):
+        write_project(tmp_path / setting, tasks)
+    usual = {"epochs": 1.0, "min_steps": 20, "batch_size": 8}
+    monkeypatch.setattr(script, "ExitSettings", partial(script.ExitSettings, **usual))
+    monkeypatch.setattr(script, "write_project", lambda *_: None)
+    monkeypatch.setattr(script, "DIALS", (script.Dial(speed=1.0), script.Dial(keep=0.98)))
+    monkeypatch.setattr(script, "SMALL", ("sst2",))
+    monkeypatch.setattr(script, "SEEDS", (13, 14))
+    monkeypatch.setattr(script, "TIMED", {32: 1, 1: 2})
+    monkeypatch.setattr(script, "ROUNDS", 1)
+    out, page = tmp_path / "out.json", tmp_path / "page.md"
+    line = ["adaptive.py", str(tmp_path), "--work", str(tmp_path), "--tasks", *tasks, "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", [*line, "--page", str(page)])
+    script.main()
+    rows = json.loads(out.read_text())["rows"]
+    alone = [row for row in rows if row["setting"] == "single"]
+    assert {(row["task"], *row["seeds"]) for row in alone} == {("agnews", 13), ("sst2", 13, 14)}
+    assert {row["task"] for row in rows if row["setting"] == "merged"} == {*tasks, "all"}
+    assert all(row["mean_layers_ratio"] < 1 for row in alone if row["speed"] == 1.0)
+    assert all(len(row["quality"]) == len(row["seeds"]) and row["time_ratio"] > 0 for row in rows)
+    assert "| sst2 | keep 0.98 | " in page.read_text()

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from branches import INPUTS, branch_files, load_trunk, tiny_source
 
+from trunkline import cli
+from trunkline.bundle import Bundle
+from trunkline.bundle.merge import merge
 from trunkline.engine.base import Input, ItemError
 from trunkline.errors import UsageError
 from trunkline.predicting import AHEAD, answers_of, read_inputs, stream
@@ -25,12 +30,20 @@ class Lengths:
 
     def __init__(self) -> None:
         self.pieces: list[int] = []
+        self.dialled: list[tuple[float | None, float | None]] = []
 
     def predict(
-        self, inputs: Iterable[object], tasks: Iterable[str] | None = None, batch_size: int = 32
+        self,
+        inputs: Iterable[object],
+        tasks: Iterable[str] | None = None,
+        batch_size: int = 32,
+        *,
+        speed: float | None = None,
+        keep: float | None = None,
     ) -> list[dict[str, Answer | ItemError]]:
         items = list(inputs)
         self.pieces.append(len(items))
+        self.dialled.append((speed, keep))
         return [{"length": Answer(score=len(item.text)) if isinstance(item, Input) else item} for item in items]  # type: ignore[dict-item]
 
 
@@ -162,6 +175,70 @@ def test_answers_come_in_order_with_few_inputs_in_memory() -> None:
     assert seconds >= 0
     assert max(model.pieces) == 4 * AHEAD
     assert max(ahead) < 4 * AHEAD
+
+
+def test_a_speed_or_a_keep_is_for_every_piece() -> None:
+    model = Lengths()
+    stream(model, [Input("x")] * 40, None, 4, io.StringIO(), speed=0.5)
+    stream(model, [Input("x")], None, 4, io.StringIO(), keep=0.98)
+    assert model.dialled == [(0.5, None)] * 2 + [(None, 0.98)]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose "intent" has exits."""
+    folder = tmp_path_factory.mktemp("exits")
+    source = tiny_source(folder / "encoder")
+    exits = [{"depth": depth, "form": "linear"} for depth in (1, 2)]
+    points = [{"speed": speed, "quality": 0.9, "layers": 3.0, "time": 1 - speed} for speed in (0.0, 0.9)]
+    sorts = {"intent": {"exits": exits, "speeds": points}, "plain": {}}
+    files = branch_files(folder / "branches", load_trunk(source), sorts)
+    return merge(source, files, INPUTS, folder / "bundles", name="exits")
+
+
+Command = Callable[..., tuple[object, str]]
+
+
+@pytest.fixture
+def command(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs `trunkline predict` on the bundle; gives the exit code and what was said."""
+
+    def run(*arguments: str) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["trunkline", "predict", "--bundle", str(bundle), *arguments])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            said = capsys.readouterr()
+            return stop.code, said.out + said.err
+        return 0, capsys.readouterr().out
+
+    return run
+
+
+def test_the_command_lets_texts_leave_at_a_speed_or_at_what_keeps_as_much(command: Command, bundle: Path) -> None:
+    right = answers_of(Bundle.load(bundle).predict(["play some music"], speed=0.9)[0])
+    assert right["intent"]["exit_layer"] >= 1
+    for dial in (["--speed", "0.9"], ["--keep", "0.99"]):
+        code, said = command("play some music", "--json", *dial)
+        assert (code, json.loads(said)[0]["answers"]) == (0, right)
+    assert "exit_layer" not in command("play some music", "--json")[1]
+    shown = command("play some music", "--speed", "0.9")[1].splitlines()
+    assert [line.endswith(f"layer {right['intent']['exit_layer']}") for line in shown] == [False, True, False]
+    assert "layer" not in command("play some music")[1]
+
+
+@pytest.mark.parametrize(
+    ("dial", "said"),
+    [
+        (["--speed", "2"], "Invalid value for '--speed'"),
+        (["--keep", "-1"], "Invalid value for '--keep'"),
+        (["--speed", "0.5", "--keep", "0.9"], "give --speed or --keep, not both"),
+    ],
+)
+def test_a_speed_that_is_none_is_the_users_error(command: Command, dial: list[str], said: str) -> None:
+    code, found = command("play some music", *dial)
+    assert code == 2
+    assert said in found
 
 
 def test_an_input_that_could_not_be_read_keeps_its_place() -> None:

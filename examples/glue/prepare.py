@@ -70,6 +70,8 @@ OTHERS = (
     Task("clinc150", "classification", "accuracy", epochs=8, group="utterance", files=OWN_VALID),
     Task("goemotions", "multilabel", "micro_f1", group="utterance", files=OWN_VALID),
     Task("agnews", "classification", "accuracy", group="fastbert", files=(("train", "train"), ("test", "test"))),
+    Task("dbpedia", "classification", "accuracy", group="fastbert", files=(("train", "train"), ("test", "test"))),
+    Task("yelp_polarity", "classification", "accuracy", group="fastbert", files=(("train", "train"), ("test", "test"))),
     Task("wikiqa", "relevance", "map", True, "relevant", group="qa", files=OWN_VALID),
 )
 ALL = (*GLUE, *SNIPS, *OTHERS)

@@ -137,7 +137,15 @@ def plan(context: typer.Context, tasks: Tasks = None, as_json: AsJson = False) -
     found = project_of(context).plan(tasks)
     if as_json:
         steps = [{"stage": s.stage.id, "kind": s.stage.kind, "why": s.why, "resumes": s.resumes} for s in found.steps]
-        return print_json({"steps": steps, "done": found.done, "merges": found.merges, "removed": found.removed})
+        return print_json(
+            {
+                "steps": steps,
+                "done": found.done,
+                "exits": found.exits,
+                "merges": found.merges,
+                "removed": found.removed,
+            }
+        )
     made = table("stage", "why")
     for step in found.steps:
         made.add_row(*cells(step.stage.id, step.why + ("; resumes" if step.resumes else "")))
@@ -149,7 +157,8 @@ def plan(context: typer.Context, tasks: Tasks = None, as_json: AsJson = False) -
     if not found.merges:
         return out.print("nothing to do: the live release is what the files say")
     todo = f"{count(len(found.steps), 'stage')} to run, {found.done} done" if found.steps else "every stage is done"
-    out.print(f"{todo}; then select, merge, prove and release")
+    exits = f"exits of the chosen branch ({', '.join(found.exits)}), " if found.exits else ""
+    out.print(f"{todo}; then select, {exits}merge, prove and release", markup=False)
 
 
 @app.command()
@@ -237,6 +246,24 @@ def predict(
     dtype: Annotated[
         str, typer.Option(help=f"One of {', '.join(DTYPES)}; int8 where the bundle was quantized.")
     ] = "auto",
+    speed: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Let texts leave at a task's exits; the higher, the sooner. 0, the default, is off.",
+            show_default=False,
+        ),
+    ] = None,
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="In place of --speed: the fastest that keeps this fraction of a task's quality, as measured on valid.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer every task for a text, a file, or the lines of stdin (jsonl out)."""
@@ -247,11 +274,13 @@ def predict(
         raise UsageError("give texts or --file, not both")
     if pair is not None and (not texts or len(texts) != 1):
         raise UsageError("--pair goes with a single text; for more pairs use --file, or JSON objects on stdin")
+    if speed is not None and keep is not None:
+        raise UsageError("give --speed or --keep, not both")
     lines = None if texts else read_inputs(file, sys.stdin, text, text_pair)
     model = Bundle.load(bundle if bundle is not None else _live(context), engine=engine, dtype=dtype)
     if lines is None:
         inputs = [{"text": given, "text_pair": pair} for given in texts or ()]
-        answers = model.predict(inputs, task)
+        answers = model.predict(inputs, task, speed=speed, keep=keep)
         if as_json:
             return print_json([{**item, "answers": answers_of(a)} for item, a in zip(inputs, answers, strict=True)])
         for number, (item, answer) in enumerate(zip(inputs, answers, strict=True)):
@@ -261,18 +290,21 @@ def predict(
         return None
     if file is None and sys.stdin.isatty():
         err.print("one text per line; Ctrl-D ends")
-    number, seconds = stream(model, lines, task, batch_size, sys.stdout)
-    speed = f"{number / max(seconds, 1e-9):,.0f} per second, " if number else ""
-    err.print(f"{count(number, 'input')}, {speed}{count(len(set(task or model.tasks)), 'task')} each")
+    number, seconds = stream(model, lines, task, batch_size, sys.stdout, speed=speed, keep=keep)
+    rate = f"{number / max(seconds, 1e-9):,.0f} per second, " if number else ""
+    err.print(f"{count(number, 'input')}, {rate}{count(len(set(task or model.tasks)), 'task')} each")
     return None
 
 
 def _show_answers(item: dict[str, Any], answers: dict[str, dict[str, Any]]) -> None:
     out.print(Text(item["text"] + (f"  |  {item['text_pair']}" if item["text_pair"] else ""), style="bold"))
-    made = table("task", "answer", "> score")
+    made = table(
+        "task", "answer", "> score", *(["left"] if any("exit_layer" in one for one in answers.values()) else [])
+    )
     made.show_header = False
     for task, answer in answers.items():
-        made.add_row(*cells(f"  {task}", *_shown(answer)))
+        left = [f"layer {answer['exit_layer']}"] if "exit_layer" in answer else []
+        made.add_row(*cells(f"  {task}", *_shown(answer), *left))
     out.print(made)
 
 

@@ -32,7 +32,13 @@ class Model(Protocol):
         ...
 
     def predict(
-        self, inputs: Iterable[object], tasks: Iterable[str] | None = None, batch_size: int = 32
+        self,
+        inputs: Iterable[object],
+        tasks: Iterable[str] | None = None,
+        batch_size: int = 32,
+        *,
+        speed: float | None = None,
+        keep: float | None = None,
     ) -> list[dict[str, Answer | ItemError]]:
         """Answers per input, in the order given."""
         ...
@@ -71,6 +77,9 @@ def stream(
     tasks: Iterable[str] | None,
     batch_size: int,
     out: TextIO,
+    *,
+    speed: float | None = None,
+    keep: float | None = None,
 ) -> tuple[int, float]:
     """Write one JSON object per input, in order: {"text": …, "answers": {task: …}}. Returns the count and seconds.
 
@@ -84,7 +93,7 @@ def stream(
     waiting = iter(inputs)
     while items := list(islice(waiting, AHEAD * batch_size)):
         started = time.perf_counter()
-        answers = model.predict(items, names, batch_size)
+        answers = model.predict(items, names, batch_size, speed=speed, keep=keep)
         seconds += time.perf_counter() - started
         for item, answer in zip(items, answers, strict=True):
             out.write(_json_line(item, answer, out.encoding or "utf-8"))

@@ -199,6 +199,10 @@ _task(
     "tune.layers = [2]",
 )
 _task("no such teacher", f'{CLASSIFICATION}distill.teachers = ["gpt"]\n', "distill.teachers", '"gpt"', '"full"')
+_task("no such form of exit", f'{CLASSIFICATION}exits.forms = ["mlp"]\n', "exits.forms", '"mlp"', '"linear"')
+_task("no such rule of exits", f'{CLASSIFICATION}exits.rule = "doubt"\n', "exits.rule", '"doubt"', '"patience"')
+_task("an exit before all layers", f"{CLASSIFICATION}exits.depths = [0]\n", "exits.depths", "0", "at least 1")
+_task("exits neither on nor off", f'{CLASSIFICATION}exits.enabled = "yes"\n', "exits.enabled", '"yes"', "true or false")
 _task("learning rate is text", f'{CLASSIFICATION}tune.learning_rate = "5e-5"\n', "tune.learning_rate", '"5e-5"')
 _task("warmup is all", f"{CLASSIFICATION}full.warmup = 1.0\n", "full.warmup", "1.0", "less than 1")
 _task("no epochs", f"{CLASSIFICATION}tune.epochs = 0\n", "tune.epochs", "0", "more than 0")

@@ -14,6 +14,7 @@ from trunkline.project.config import (
     ColumnSettings,
     DataSettings,
     DistillSettings,
+    ExitSettings,
     ProjectSettings,
     Settings,
     TaskSettings,
@@ -42,6 +43,8 @@ def test_defaults_are_those_of_the_design(tmp_path: Path) -> None:
     assert (tone.tune.layers, tone.distill.layers) == ([2, 3], [1, 2])
     assert (tone.distill.teachers, tone.distill.init, tone.distill.temperature) == (["self"], ["teacher"], [2.0])
     assert tone.tune.min_steps == 300
+    assert (tone.exits.enabled, tone.exits.forms, tone.exits.depths) == (False, ["attention", "linear"], [])
+    assert tone.exits.learning_rate == 10 * tone.tune.learning_rate  # as FastBERT's
     assert tone.pair is None
 
 
@@ -70,6 +73,8 @@ def test_what_is_searched_may_be_given_as_one_value() -> None:
     assert given.pair == ["separate"]
     assert given.tune.layers == [2]
     assert (given.distill.layers, given.distill.teachers, given.distill.init) == ([1], ["full"], ["trunk"])
+    exits = task(exits={"forms": "linear", "depths": 2, "rule": "patience"}).exits
+    assert (exits.forms, exits.depths, exits.rule.value) == (["linear"], [2], "patience")
 
 
 def test_an_empty_list_of_student_layers_means_no_students() -> None:
@@ -81,7 +86,9 @@ def test_settings_cannot_be_changed() -> None:
         task().max_tokens = 4  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("model", [ProjectSettings, TaskSettings, DataSettings, ColumnSettings, DistillSettings])
+@pytest.mark.parametrize(
+    "model", [ProjectSettings, TaskSettings, DataSettings, ColumnSettings, DistillSettings, ExitSettings]
+)
 def test_every_key_says_what_it_is_for_and_what_it_accepts(model: type[Settings]) -> None:
     for name, field in model.model_fields.items():
         assert field.description, name

@@ -65,8 +65,25 @@ def task(draw: random.Random, kind: str, depth: int) -> dict[str, Any]:
         },
         "candidates": candidates(draw, depth, full, ("joint", "separate") if kind == "relevance" else ("single",)),
         "chosen": None,
+        "exits": exits(draw, kind, full),
         "notes": [],
     }
+
+
+def exits(draw: random.Random, kind: str, full: float) -> dict[str, Any] | None:
+    """What a task asks for, has, and has not: two exits for classification, none that pays for tagging."""
+    if kind not in ("classification", "tagging"):
+        return None
+    if kind == "tagging":
+        return {"rule": "entropy", "kept": [], "speeds": []}
+    rows = []
+    for i, keep in enumerate((None, 0.995, 0.99, 0.98)):
+        valid = full * (keep or 1.0) + 0.001
+        shares = {"layers": 1 - 0.17 * i, "time": 1 - 0.15 * i}
+        speed = {"keep": keep, "speed": 0.04 * i**2, "valid": valid, "reported": valid - draw.uniform(0, 0.01)}
+        rows.append({**speed, **shares})
+    kept = [{"depth": 2, "form": "linear"}, {"depth": 4, "form": "attention"}]
+    return {"rule": "entropy", "kept": kept, "speeds": rows}
 
 
 def choose(data: dict[str, Any], one: dict[str, Any], draw: random.Random) -> None:

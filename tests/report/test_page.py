@@ -233,6 +233,22 @@ def test_reported_metrics_stand_beside_the_full_models(make_report: Any) -> None
         assert f"Full: {trained}." in table(article(page, name), "metrics").text
 
 
+def test_exits_are_named_with_what_each_speed_comes_to(make_report: Any) -> None:
+    report = make_report(3)
+    page = parse(render(report))
+    intent, slots, tone = (article(page, name) for name in report["tasks"])
+    assert "Exits after layer 2 (linear), 4 (attention): a row leaves at the first that is sure of it." in intent.text
+    head, *rows = cells(table(intent, "speeds"))
+    assert head == ["Kept on valid", "Speed", "On valid", "On test", "Layers", "Time"]
+    for row, found in zip(rows, report["tasks"]["intent"]["exits"]["speeds"], strict=True):
+        kept = "all" if found["keep"] is None else f"{100 * found['keep']:.1f}\u00a0%"
+        shares = [f"{100 * found[key]:.1f}\u00a0%" for key in ("layers", "time")]
+        assert row == [kept, f"{found['speed']:.4f}", f"{found['valid']:.3f}", f"{found['reported']:.3f}", *shares]
+    assert "No exit saves enough time" in slots.text
+    assert not slots.all("table", "speeds")
+    assert "exit" not in tone.text
+
+
 def test_each_branch_leaves_the_trunk_at_its_fork_with_its_own_layers(make_report: Any) -> None:
     report = make_report(8, depth=12)
     (drawing,) = parse(render(report)).all("svg", "wide")
@@ -356,6 +372,8 @@ def test_hostile_strings_stay_text_everywhere(make_report: Any) -> None:
         data["baseline"]["metrics"] = {evil: 0.9}
         data["chosen"]["metrics"] = {evil: 0.8}
         data["chosen"]["reading"] = evil
+        if data["exits"]:
+            data["exits"] |= {"rule": evil, "kept": [{"depth": 1, "form": evil}]}
         for one in data["candidates"]:
             one |= {"stage": evil, "reading": evil, "init": evil, "teacher": evil}
     page = render(report)
@@ -406,6 +424,7 @@ def absent(report: dict[str, Any], path: tuple[str, ...]) -> list[dict[str, Any]
         ("tasks", "*", "baseline"),
         ("tasks", "*", "chosen"),
         ("tasks", "*", "candidates"),
+        ("tasks", "*", "exits"),
         ("tasks", "*", "notes"),
         ("tasks", "*", "rows"),
         ("tasks", "*", "chosen", "metrics"),

@@ -52,6 +52,19 @@ def test_layers_and_time_stand_against_separate_models(make_report: Any) -> None
     assert row.split()[:3] == ["layers", str(merged["layers_separate"]), str(merged["layers_in_graph"])]
 
 
+def test_a_task_with_exits_shows_what_each_speed_keeps(make_report: Any) -> None:
+    report = make_report(3)
+    text = printed(report)
+    assert "intent: Exits after layer 2 (linear), 4 (attention): a row leaves at the first" in text
+    for found in report["tasks"]["intent"]["exits"]["speeds"][1:]:
+        (row,) = [line for line in text.splitlines() if line.strip().startswith(f"{100 * found['keep']:.1f}\u00a0%")]
+        assert f"{found['speed']:.4f}" in row
+        assert f"{found['reported']:.3f}" in row
+        assert f"{100 * found['time']:.1f}\u00a0%" in row
+    assert "slots: No exit saves enough time, so there is none." in text
+    assert "tone: " not in text
+
+
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_no_line_is_wider_than_the_terminal(make_report: Any, width: int) -> None:
     assert all(len(line) <= width for line in printed(make_report(5), width).splitlines())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trunkline.project.tasks import Kind
-from trunkline.training.losses import IGNORE, gold_loss, soften, teacher_loss
+from trunkline.training.losses import IGNORE, exit_loss, gold_loss, soften, teacher_loss
 
 LABELLED = [Kind.CLASSIFICATION, Kind.RELEVANCE]
 
@@ -107,3 +107,38 @@ def test_teacher_loss_counts_kept_subwords_only() -> None:
 def test_nothing_kept_gives_zero_and_not_nan() -> None:
     found = teacher_loss(Kind.TAGGING, torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), 2.0, keep=torch.zeros(1, 2))
     assert float(found) == 0.0
+
+
+@pytest.mark.parametrize("kind", [Kind.CLASSIFICATION, Kind.RELEVANCE, Kind.MULTILABEL])
+def test_the_loss_of_an_exit_is_its_divergence_from_the_head(kind: Kind) -> None:
+    student, head = torch.randn(4, 3), torch.randn(4, 3)
+    found = exit_loss(kind, student, head, keep=ones(4))
+    if kind is Kind.MULTILABEL:
+        p, q = torch.sigmoid(student), torch.sigmoid(head)
+        naive = p * torch.log(p / q) + (1 - p) * torch.log((1 - p) / (1 - q))
+        expected = naive.mean(-1)
+    else:
+        p, q = torch.softmax(student, -1), torch.softmax(head, -1)
+        expected = (p * torch.log(p / q)).sum(-1)
+    assert float(found) == pytest.approx(float(expected.mean()), rel=1e-5)
+    assert float(exit_loss(kind, head, head, keep=ones(4))) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_an_exit_of_regression_is_taught_in_units_of_the_deviation() -> None:
+    found = exit_loss(
+        Kind.REGRESSION, torch.tensor([[3.0], [5.0]]), torch.tensor([[1.0], [5.0]]), keep=ones(2), std=2.0
+    )
+    assert float(found) == pytest.approx((1.0 + 0.0) / 2)
+
+
+def test_an_exit_of_tagging_learns_where_words_start() -> None:
+    student, head = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    keep = torch.tensor([[True, False, True], [False, False, False]])
+    rows = [exit_loss(Kind.CLASSIFICATION, student[0, [t]], head[0, [t]], keep=ones(1)) for t in (0, 2)]
+    assert float(exit_loss(Kind.TAGGING, student, head, keep=keep)) == pytest.approx(float(sum(rows)) / 2)
+
+
+def test_a_head_that_is_quite_sure_gives_a_loss_that_is_a_number() -> None:
+    head = torch.tensor([[200.0, -200.0]])
+    for kind in (Kind.CLASSIFICATION, Kind.MULTILABEL):
+        assert torch.isfinite(exit_loss(kind, -head, head, keep=ones(1)))

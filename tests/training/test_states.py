@@ -17,7 +17,7 @@ from trunkline.model.branch import Reading
 from trunkline.model.tokens import collate
 from trunkline.model.trunk import Trunk
 from trunkline.training.material import FIT
-from trunkline.training.states import CachedStates, LiveStates, SlotTexts, StateCache
+from trunkline.training.states import CachedStates, LiveStates, SlotTexts, StateCache, at_forks
 
 TEXTS = ["play some music", "will it rain today", "no", "play some music", "set an alarm for seven please"]
 
@@ -174,3 +174,20 @@ def test_a_pass_that_breaks_off_publishes_nothing(trunk: Trunk, tmp_path: Path) 
     assert all(path.name.startswith(STAGING) for path in entries(tmp_path))
     values, _ = StateCache(tmp_path, 10**9).states(trunk, slot(trunk), [2])[2].batch([0])
     assert np.isfinite(values.numpy()).all()
+
+
+@pytest.mark.parametrize("admitted", [0, 1, 2])
+def test_states_at_several_forks_come_from_one_pass_admitted_or_not(
+    trunk: Trunk, tmp_path: Path, admitted: int
+) -> None:
+    StateCache(tmp_path / "one", 10**9).states(trunk, slot(trunk), [1])
+    cache = StateCache(tmp_path / "some", admitted * (on_disk(tmp_path / "one") + 512))
+    found = cache.states(trunk, slot(trunk), [1, 2])
+    assert sum(isinstance(states, CachedStates) for states in found.values()) == admitted
+    with layers_run(trunk) as seen:
+        states, mask = at_forks(found, [0, 4])
+    assert seen == list(range(max((fork for fork in found if isinstance(found[fork], LiveStates)), default=0)))
+    for fork, one in found.items():
+        values, expected = one.batch([0, 4])
+        assert torch.equal(mask.bool(), expected.bool())
+        torch.testing.assert_close(real(states[fork], mask), real(values, expected))

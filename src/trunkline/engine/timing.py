@@ -56,7 +56,7 @@ class Shape:
     @property
     def id(self) -> str:
         if self.exit:
-            return f"{self.reading}/exit-{self.exit}"
+            return f"{self.reading}/{self.pooling}/exit-{self.exit}"
         latents = f"-m{self.latents}-x{self.crossing}" if self.latents else ""
         return f"{self.reading}/{self.pooling}/f{self.fork}-l{self.layers}{latents}"
 

@@ -2,15 +2,16 @@
 
 Knows the results of stages, never how they were trained. What was selected for a bundle is kept beside it in
 `selections/<bundle id>.json`: a task that is released keeps its branch until its own stages or the budget change, so
-that adding or removing one task never moves another (promise 2). `reselect` lifts that.
+that adding or removing one task never moves another (promise 2). `reselect` lifts that. Of a task that asks for exits,
+the file that is merged is that of its chosen candidate with exits.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,11 @@ class Selection:
     branch: dict[str, str]  # task -> stage key of the branch
     prepared: dict[str, str]  # task -> stage key of its data
     met: bool = True
+    exits: dict[str, str] = field(default_factory=dict)  # task -> stage key of the branch with exits, where it has them
+
+    def file_of(self, task: str) -> str:
+        """The stage whose branch file was merged."""
+        return self.exits.get(task, self.branch[task])
 
 
 class Assembly:
@@ -82,15 +88,36 @@ class Assembly:
             task
             for task in self.graph.tasks
             if all(keys[stage.id] in self.store for stage in self.graph.of(task))
-            and (task in asked or (live is not None and self._unchanged(task, live)))
+            and (task in asked or (live is not None and self._as_filed(task, live)))
         ]
 
     def _unchanged(self, task: str, live: Selection) -> bool:
         return live.candidates_key.get(task) == self.candidates_key(task)
 
+    def _as_filed(self, task: str, live: Selection) -> bool:
+        """Whether a task is live with the candidates, and with the exits, that its file asks for."""
+        if not self._unchanged(task, live):
+            return False
+        asked = self.graph.exits_of(live.branch[task])
+        key = None if asked is None else self.graph.keys[asked.id]
+        return live.exits.get(task) == key and (key is None or key in self.store)
+
+    def exits(self, branches: Mapping[str, str]) -> dict[str, Stage]:
+        """The stages that give exits to these candidates (task -> key), for tasks that ask for exits."""
+        found = {task: self.graph.exits_of(key) for task, key in branches.items()}
+        return {task: stage for task, stage in found.items() if stage is not None}
+
+    def exits_follow(self, tasks: Sequence[str]) -> list[str]:
+        """Those of these tasks whose chosen branch gets exits, or may get others, by what their files ask for now."""
+        live = self.live_selection()
+        asking = {stage.task for stage in self.graph.exits.values()}.intersection(tasks)
+        if live is None or live.budget_key != self._budget_key():
+            return sorted(asking)
+        return sorted(task for task in asking if not self._as_filed(task, live))
+
     def wish(self, tasks: Sequence[str], budget_key: str) -> str:
         """Identifies what the project's files ask for, as far as these tasks go."""
-        stages = {stage.id: self.graph.keys[stage.id] for task in tasks for stage in self.graph.of(task)}
+        stages = {stage.id: self.graph.keys[stage.id] for stage in self.graph.all.values() if stage.task in tasks}
         settings = self.files.settings
         shown = [settings.name, settings.search.marginal_gain, settings.cost.model_dump(mode="json")]
         return key_of([stages, budget_key, shown, self.source.fingerprint])
@@ -235,6 +262,13 @@ class Assembly:
             raise AssertionError("every task has candidates")
         return choice, pinned
 
+    def kept(self, pinned: Collection[str], exits: Mapping[str, Stage]) -> list[str]:
+        """Those of the pinned tasks that keep their branch file too, with these stages of exits."""
+        live = self.live_selection()
+        before = {} if live is None else live.exits
+        keys = {task: self.graph.keys[stage.id] for task, stage in exits.items()}
+        return [task for task in pinned if before.get(task) == keys.get(task)]
+
     def by_depth(self, options: Options) -> list[tuple[int, Choice | None]]:
         """The best set for each depth of the trunk, nothing pinned."""
         budget = self.budget(options, {})
@@ -246,17 +280,21 @@ class Assembly:
         return paper_rule(options.candidates, self.files.settings.search.marginal_gain)
 
     def release(self, asked: Sequence[str], options: Options, choice: Choice, note: str) -> Release:
-        """Merge the chosen branches, and those of live tasks that wait for a run of their own, prove them, go live."""
+        """Merge the chosen branches, with the exits that their tasks ask for, which are done, and those of live tasks
+        that wait for a run of their own; prove them, go live.
+        """
         from trunkline.bundle.merge import merge
 
         chosen = {task: options.best[c.id] for task, c in choice.candidates.items()}
-        branches = {task: entry.folder / BRANCH for task, entry in chosen.items()}
+        exits = self.exits({task: entry.key for task, entry in chosen.items()})
+        final = chosen | {task: self._entry(stage) for task, stage in exits.items()}
+        branches = {task: entry.folder / BRANCH for task, entry in final.items()}
         live = self.releases.live()
         before = None if live is None else self.selection(live)
         others = self.files.tasks.keys() - chosen
-        waiting = {} if before is None else {task: key for task, key in before.branch.items() if task in others}
+        waiting = set() if before is None else before.branch.keys() & others
         budget_key = self._budget_key()
-        if before is not None and not chosen.keys() | waiting.keys() <= set(asked):
+        if before is not None and not chosen.keys() | waiting <= set(asked):
             budget_key = before.budget_key  # some kept their branch under it; a run of all will choose anew
         selection = Selection(
             wish=self.wish(sorted(chosen), budget_key),
@@ -266,12 +304,15 @@ class Assembly:
             branch={task: entry.key for task, entry in chosen.items()},
             prepared={task: self.graph.keys[f"{task}/prepare"] for task in chosen},
             met=choice.met,
+            exits={task: self.graph.keys[stage.id] for task, stage in exits.items()},
         )
-        for task, key in waiting.items():
-            # From the store, not from the live bundle: that one may be damaged.
-            branches[task] = self.store.get(key).folder / BRANCH
-            for name in ("candidates_key", "chosen", "branch", "prepared"):
-                getattr(selection, name)[task] = getattr(before, name)[task]
+        if before is not None:
+            for task in waiting:
+                # From the store, not from the live bundle: that one may be damaged.
+                branches[task] = self.store.get(before.file_of(task)).folder / BRANCH
+                for name in ("candidates_key", "chosen", "branch", "prepared", "exits"):
+                    if task in getattr(before, name):
+                        getattr(selection, name)[task] = getattr(before, name)[task]
         self.store.bundles.mkdir(parents=True, exist_ok=True)
         previous = self._whole(live)
         name = self.files.settings.name or self.files.root.name

@@ -19,8 +19,10 @@ from trunkline.project.config import CostSettings
 
 COST_VERSION = 2
 
-BranchShape = tuple[str, str, int, int, int]
-"""(reading, pooling, own layers, latents, layers that cross): all of a branch that time depends on."""
+BranchShape = tuple[str, str, int, int, int, str]
+"""(reading, pooling, own layers, latents, layers that cross, ""): all of a branch that time depends on; or, of an exit,
+its form in the last place.
+"""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Measured:
     def full(self, reading: str, pooling: str, depth: int) -> float:
         """One separate full model of `depth` layers, in the form that is cheapest on the engine."""
         return min(
-            sum(self.trunk.ms[slot][depth - own] for slot in READS[reading]) + self.branch[reading, pooling, own, 0, 1]
+            sum(self.trunk.ms[slot][depth - own] for slot in READS[reading])
+            + self.branch[reading, pooling, own, 0, 1, ""]
             for own in _in_branch(pooling)
         )
 
@@ -52,20 +55,25 @@ def _in_branch(pooling: str) -> tuple[int, ...]:
 
 def full_shapes(branch: Mapping[str, Any]) -> list[BranchShape]:
     """The shapes that the cost of a full model is made of."""
-    return [(branch["reading"], branch["pooling"], own, 0, 1) for own in _in_branch(branch["pooling"])]
+    return [(branch["reading"], branch["pooling"], own, 0, 1, "") for own in _in_branch(branch["pooling"])]
 
 
 def shape_of(branch: Mapping[str, Any]) -> BranchShape:
     """The shape of a finished stage's branch."""
     reading, pooling, layers = branch["reading"], branch["pooling"], branch["layers"]
-    return reading, pooling, layers, branch.get("latents", 0), branch.get("crossing", 1)
+    return reading, pooling, layers, branch.get("latents", 0), branch.get("crossing", 1), ""
+
+
+def exit_shape(branch: Mapping[str, Any], form: str) -> BranchShape:
+    """The shape of an exit of this form on the way to a finished stage's branch."""
+    return branch["reading"], "tokens" if branch["pooling"] == "tokens" else "cls", 0, 0, 1, form
 
 
 def measure(
     source: Source, cost: CostSettings, store: Store, shapes: Iterable[BranchShape], say: Callable[[str], None]
 ) -> Measured:
     """Times of these shapes over this encoder, all in one run; from the store where they were measured before."""
-    names = {"/".join(map(str, shape)): shape for shape in sorted(set(shapes))}
+    names = {"/".join(str(part) for part in shape if part != ""): shape for shape in sorted(set(shapes))}
     fields = {
         "machine": machine(),
         "openvino": None if cost.engine == "torch" else openvino_version(),
@@ -108,8 +116,8 @@ def _measure(source: Source, cost: CostSettings, names: Mapping[str, BranchShape
     choice = choose(trunk, cost.engine, device="cpu")
     # One fork serves for all: layers of an encoder cost alike wherever they stand.
     timed = {
-        name: timing.Shape(trunk.depth - layers, layers, reading, pooling, *latent)
-        for name, (reading, pooling, layers, *latent) in names.items()
+        name: timing.Shape(trunk.depth - layers, layers, reading, pooling, latents, crossing, exit)
+        for name, (reading, pooling, layers, latents, crossing, exit) in names.items()
     }
     times = timing.measure(trunk, choice, timed.values(), batch=cost.batch, tokens=cost.tokens, repeats=cost.repeats)
     return {

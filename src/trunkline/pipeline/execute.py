@@ -4,22 +4,25 @@
     full      branch.safetensors, encoder/
     tune      branch.safetensors
     distill   branch.safetensors
+    exits     branch.safetensors
     adapt     encoder/
 
-A training stage's result holds the metrics of every scored split, the history and the seconds it took. torch is
-imported when the first training stage runs.
+A training stage's result holds the metrics of every scored split (that of exits what speeds come to there), the history
+and the seconds it took. torch is imported when the first training stage runs.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trunkline.errors import Problem, ProjectError, TrunklineError
 from trunkline.model.source import Source
+from trunkline.pipeline.costs import exit_shape, measure, shape_of
+from trunkline.pipeline.select import READS
 from trunkline.pipeline.stages import Graph, Stage, StageKind
 from trunkline.pipeline.store import Entry, Store
 from trunkline.project.config import ProjectFiles
@@ -28,13 +31,16 @@ from trunkline.project.files import PROJECT_FILE
 from trunkline.project.readers import read_texts
 from trunkline.project.rows import fold
 from trunkline.project.soft import check_soft, soft_labels
+from trunkline.project.speed import fastest
 
 if TYPE_CHECKING:
+    from trunkline.model.exits import Form
     from trunkline.model.tokens import TokenRow
     from trunkline.model.trunk import Trunk
     from trunkline.training.adapt import Part
     from trunkline.training.candidates import Trained
-    from trunkline.training.loop import Progress
+    from trunkline.training.leaving import Prices
+    from trunkline.training.loop import Outcome, Progress
     from trunkline.training.material import Logits, TaskMaterial
 
 BRANCH = "branch.safetensors"
@@ -65,11 +71,16 @@ class Workshop:
             started = time.monotonic()
             if stage.kind is StageKind.PREPARE:
                 return self._prepare(stage, artifacts)
+            checkpoint = work / "checkpoint.pt"
             try:
-                trained = self._train(stage, work / "checkpoint.pt", report)
+                if stage.kind is StageKind.EXITS:
+                    kept = self._exits(stage, artifacts, checkpoint, report)
+                else:
+                    kept = self._keep(self._train(stage, checkpoint, report), artifacts)
             except FloatingPointError as error:
-                raise TrunklineError(f"{stage.id}: {error}; lower learning_rate in tasks/{stage.task}.toml") from error
-            return {**self._keep(trained, artifacts), "seconds": round(time.monotonic() - started, 1)}
+                table = "exits.learning_rate" if stage.kind is StageKind.EXITS else "learning_rate"
+                raise TrunklineError(f"{stage.id}: {error}; lower {table} in tasks/{stage.task}.toml") from error
+            return {**kept, "seconds": round(time.monotonic() - started, 1)}
 
         return self.store.put(self.graph.keys[stage.id], stage.fields, make)
 
@@ -172,12 +183,9 @@ class Workshop:
             except FloatingPointError as error:
                 raise TrunklineError(f"adapt: {error}; lower adapt.learning_rate in project.toml") from error
             adapted.encoder.save(artifacts / ENCODER)
-            outcome = adapted.outcome
             return {
                 "valid": adapted.valid,
-                "steps": outcome.steps,
-                "best_step": outcome.best_step,
-                "history": outcome.history,
+                **_went(adapted.outcome),
                 "seconds": round(time.monotonic() - started, 1),
             }
 
@@ -262,6 +270,56 @@ class Workshop:
             crossing=fields.get("crossing", 1),
         )
 
+    def _exits(self, stage: Stage, artifacts: Path, checkpoint: Path, report: Report) -> dict[str, Any]:
+        from trunkline.model.branch import save_branch
+        from trunkline.model.exits import Form
+        from trunkline.training.candidates import schedule_of
+        from trunkline.training.exits import add_exits
+        from trunkline.training.leaving import KEEPS
+
+        material, fields = self.material(stage.task), stage.fields
+        candidate = self._entry(stage.needs[1]).result["branch"]
+        forms = [Form(form) for form in fields["forms"]]
+        asked = material.settings.exits
+        schedule = schedule_of(
+            asked,
+            asked.learning_rate,
+            seed=fields["seed"],
+            precision=material.precision,
+            device=self._device(),
+        )
+        made = add_exits(
+            material,
+            self._branch(stage.needs[1]),
+            lambda: self._prices(candidate, forms),
+            schedule,
+            checkpoint,
+            report,
+            forms=forms,
+            depths=fields["depths"],
+            rule=asked.rule,
+        )
+        save_branch(made.branch, artifacts / BRANCH)
+        points = made.branch.spec.speeds
+        return {
+            "depth": made.branch.spec.depth,
+            "exits": [one.model_dump(mode="json") for one in made.branch.spec.exits],
+            "speeds": {split: [point.model_dump() for point in found] for split, found in made.speeds.items()},
+            "keeps": [{"keep": keep, "speed": fastest(points, keep)} for keep in KEEPS] if points else [],
+            **({} if made.outcome is None else _went(made.outcome)),
+        }
+
+    def _prices(self, branch: Mapping[str, Any], forms: Sequence[Form]) -> Prices:
+        """What the way to a branch's head costs on this machine, all of it measured in one run."""
+        from trunkline.training.leaving import Prices
+
+        shapes = {form: exit_shape(branch, form) for form in forms}
+        own = shape_of(branch)
+        measured = measure(self.source, self.files.settings.cost, self.store, [own, *shapes.values()], self.say)
+        [slot] = READS[branch["reading"]]
+        exits = {form: measured.branch[shape] for form, shape in shapes.items()}
+        return Prices(measured.trunk.ms[slot], exits, measured.branch[own])
+
     def check_soft(self, stages: Iterable[Stage]) -> None:
         """Raises ProjectError with all that is wrong with files that teach these stages, of tasks that are prepared."""
         asked = {stage.task for stage in stages if "soft" in stage.fields}
@@ -303,7 +361,10 @@ class Workshop:
                 name: getattr(spec, name) for name in ("fork", "layers", "reading", "pooling", "latents", "crossing")
             },
             "calibration": None if trained.calibration is None else asdict(trained.calibration),
-            "steps": trained.outcome.steps,
-            "best_step": trained.outcome.best_step,
-            "history": trained.outcome.history,
+            **_went(trained.outcome),
         }
+
+
+def _went(outcome: Outcome) -> dict[str, Any]:
+    """How training went, as a stage's result says it."""
+    return {"steps": outcome.steps, "best_step": outcome.best_step, "history": outcome.history}

@@ -48,7 +48,7 @@ def _unneeded(graph: Graph, store: Store, assembly: Assembly, bundles: set[Path]
     for release in kept:
         selection = assembly.selection(release)
         if selection is not None:
-            wanted |= {*selection.branch.values(), *selection.prepared.values()}
+            wanted |= {*selection.branch.values(), *selection.exits.values(), *selection.prepared.values()}
     for folder in _entries(store.stages):
         if folder.name not in wanted and _weighs(store, folder.name):
             yield _freed(folder, "stage")

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from trunkline.atomic import write_json
-from trunkline.pipeline.stages import Graph, Stage
+from trunkline.pipeline.stages import Graph, Stage, StageKind
 from trunkline.pipeline.store import Store
 
 FILE = "plan.json"
@@ -29,12 +29,12 @@ class Step:
     resumes: bool
 
 
-def steps(graph: Graph, store: Store) -> list[Step]:
-    """The stages still to be run, in order, each with its reason."""
+def steps(graph: Graph, store: Store, among: Iterable[Stage] | None = None) -> list[Step]:
+    """The stages still to be run, in order, each with its reason: of these, or of all but exits."""
     before = _recorded(store)
     found = []
     pending: set[str] = set()
-    for stage in graph.stages.values():
+    for stage in graph.stages.values() if among is None else among:
         key = graph.keys[stage.id]
         if key in store:
             continue
@@ -46,15 +46,19 @@ def steps(graph: Graph, store: Store) -> list[Step]:
 
 def record(graph: Graph, store: Store, tasks: Sequence[str], others: Collection[str]) -> None:
     """Remember what the stages of these tasks were made of, so that the next plan can say what changed; what is known
-    of `others` stays.
+    of `others` stays, and of exits what it was until they are done again.
     """
     write_json(
         store.folder / FILE,
-        {id: old for id, old in _recorded(store).items() if old["task"] in others}
+        {
+            id: old
+            for id, old in _recorded(store).items()
+            if old["task"] in others or (old["task"] in tasks and old["kind"] == StageKind.EXITS)
+        }
         | {
             id: {"task": stage.task, "kind": stage.kind.value, "key": graph.keys[id], "fields": stage.fields}
-            for id, stage in graph.stages.items()
-            if stage.task in tasks
+            for id, stage in graph.all.items()
+            if stage.task in tasks and (id in graph.stages or graph.keys[id] in store)
         },
     )
 
@@ -74,12 +78,12 @@ def _why(stage: Stage, graph: Graph, before: dict[str, Any], pending: set[str]) 
     if old is None:
         # A renamed stage: of the stages that are gone, the one that differs least tells what changed.
         gone = [
-            o
-            for id, o in before.items()
-            if id not in graph.stages and (o["task"], o["kind"]) == (stage.task, stage.kind)
+            o for id, o in before.items() if id not in graph.all and (o["task"], o["kind"]) == (stage.task, stage.kind)
         ]
         changes = sorted((list(_changes(o["fields"], stage.fields)) for o in gone), key=len)
-        return ", ".join(changes[0]) if changes and changes[0] else "not asked for before"
+        if changes and changes[0]:
+            return ", ".join(changes[0])
+        return "its branch was chosen" if stage.kind is StageKind.EXITS else "not asked for before"
     if changed := list(_changes(old["fields"], stage.fields)):
         return ", ".join(changed)
     if old["key"] == graph.keys[stage.id]:

@@ -48,12 +48,15 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do: stages in order, and whether merge and release follow."""
+    """What a run would do: stages in order, whether merge and release follow, and for which tasks exits of the branch
+    that will be chosen.
+    """
 
     steps: list[Step]
     done: int
     merges: bool
     removed: tuple[str, ...]
+    exits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ class Project:
         done = sum(graph.keys[stage.id] in self.store for stage in graph.stages.values())
         assembly = self._assembly(graph, Silent())
         current = live is not None and assembly.up_to_date() and self._reported(live, assembly)
-        return Plan(steps, done, bool(steps) or not current, removed)
+        return Plan(steps, done, bool(steps) or not current, removed, tuple(assembly.exits_follow(names)))
 
     def run(
         self,
@@ -166,7 +169,8 @@ class Project:
         show: Show | None = None,
         agree: Agree | None = None,
     ) -> RunResult:
-        """Do every stage that is not done, then select, merge, prove, release and report.
+        """Do every stage that is not done, then select, train exits where they are asked for, merge, prove, release and
+        report.
 
         With `tasks`, only theirs; other tasks stay as they were released, and their data need not be there. A released
         task keeps its branch while its own stages and the budget are unchanged; `reselect` chooses anew for all.
@@ -182,7 +186,8 @@ class Project:
             for task in sorted(set(self.tasks) - set(graph.tasks)):
                 show.say(f"{task}: its data are not here, so nothing of it is run or chosen")
             steps = [step for step in planning.steps(graph, self.store) if step.stage.task in names]
-            self._train(self._workshop(graph, show), steps, show)
+            workshop = self._workshop(graph, show)
+            self._train(workshop, steps, show)
             if remeasure:
                 forget(self.store)
             record = partial(planning.record, graph, self.store, names, set(self.tasks) - set(names))
@@ -190,10 +195,12 @@ class Project:
                 record()
             else:
                 agree = _and_then(agree, record)  # what was refused is no reason for later stages
-            release, report = self._assemble(
-                assembly, show, names, agree, reselect=reselect, anew=reselect or remeasure
+            release, report, exits = self._assemble(
+                assembly, workshop, show, names, agree, reselect=reselect, anew=reselect or remeasure
             )
-            return RunResult(release, len(steps), report)
+            if exits:
+                record()
+            return RunResult(release, len(steps) + exits, report)
 
     def train(self, stages: Collection[str], *, show: Show | None = None) -> Workshop:
         """Do those of `stages`, by id, that are not done, and what they need; nothing is selected or released.
@@ -203,11 +210,12 @@ class Project:
         show = show or Silent()
         with self.store.writing():
             graph = self.graph_for(sorted({self._known(id.partition("/")[0], self.tasks) for id in stages}))
-            wanted = {self._known(id, graph.stages, "stage") for id in stages}
-            for stage in reversed(graph.stages.values()):
+            wanted = {self._known(id, graph.all, "stage") for id in stages}
+            for stage in reversed(graph.all.values()):
                 wanted |= set(stage.needs) if stage.id in wanted else set()
             workshop = self._workshop(graph, show)
-            self._train(workshop, [s for s in planning.steps(graph, self.store) if s.stage.id in wanted], show)
+            asked = [stage for stage in graph.all.values() if stage.id in wanted]
+            self._train(workshop, planning.steps(graph, self.store, asked), show)
             return workshop
 
     def _workshop(self, graph: Graph, show: Show) -> Workshop:
@@ -222,25 +230,38 @@ class Project:
             show.done(step.stage.id, self._summary(entry, step), time.monotonic() - started)
 
     def _assemble(
-        self, assembly: Assembly, show: Show, names: list[str], agree: Agree | None, *, reselect: bool, anew: bool
-    ) -> tuple[Release | None, dict[str, Any]]:
+        self,
+        assembly: Assembly,
+        workshop: Workshop,
+        show: Show,
+        names: list[str],
+        agree: Agree | None,
+        *,
+        reselect: bool,
+        anew: bool,
+    ) -> tuple[Release | None, dict[str, Any], int]:
+        """The release, its report, and how many stages of exits were run for it."""
         from trunkline.pipeline.results import make_report
 
         live = self.releases.live()
         if live is not None and not anew and assembly.up_to_date() and self._reported(live, assembly):
-            return live, self.report()
+            return live, self.report(), 0
         done = assembly.finished(names)
         if not done:
-            return live, {}
+            return live, {}, 0
         options = assembly.options(done)
         choice, pinned = assembly.select(options, names, reselect=reselect)
         if agree is not None and not agree(self._changes(assembly, options, choice)):
-            return live, {}
-        release = assembly.release(names, options, choice, _note(live, choice.candidates, pinned, self.tasks))
+            return live, {}, 0
+        exits = assembly.exits({task: options.best[c.id].key for task, c in choice.candidates.items()})
+        steps = planning.steps(assembly.graph, self.store, exits.values())
+        self._train(workshop, steps, show)
+        kept = assembly.kept(pinned, exits)
+        release = assembly.release(names, options, choice, _note(live, choice.candidates, kept, self.tasks))
         report = make_report(assembly, options, release, show.say)
         write_json(self.report_file, report)
         self.write_page(report)
-        return release, report
+        return release, report, len(steps)
 
     def _changes(self, assembly: Assembly, options: Options, choice: Choice) -> list[Change]:
         live = assembly.live_selection()
@@ -341,6 +362,8 @@ class Project:
         if step.stage.kind is StageKind.PREPARE:
             rows = entry.result["rows"]
             return ", ".join(f"{count:,} {name}" for name, count in rows.items())
+        if step.stage.kind is StageKind.EXITS:
+            return _exits_kept(entry.result)
         metric = self.files.tasks[step.stage.task].primary_metric
         return f"{metric} {entry.result['metrics']['valid'][metric]:.3f}"
 
@@ -377,9 +400,19 @@ def _and_then(agree: Agree, do: Callable[[], None]) -> Agree:
     return decide
 
 
-def _note(live: Release | None, chosen: Mapping[str, Candidate], pinned: Mapping[str, str], tasks: list[str]) -> str:
+def _exits_kept(result: Mapping[str, Any]) -> str:
+    """What came of a stage of exits, in a phrase."""
+    if not result["exits"]:
+        return "none pays"
+    most = result["keeps"][0]
+    time = next(point["time"] for point in result["speeds"]["valid"] if point["speed"] == most["speed"])
+    layers = ", ".join(str(one["depth"]) for one in result["exits"])
+    return f"after layer {layers}: {100 * most['keep']:g} % kept in {100 * time:.0f} % of the time"
+
+
+def _note(live: Release | None, chosen: Mapping[str, Candidate], kept: Collection[str], tasks: list[str]) -> str:
     """What a release is about, for its history."""
-    new = sorted(set(chosen) - set(pinned))
+    new = sorted(set(chosen) - set(kept))
     gone = sorted(set(live.tasks) - set(tasks)) if live else []
     parts = [", ".join(new), f"without {', '.join(gone)}" if gone else ""]
     return "; ".join(part for part in parts if part) or "nothing changed"

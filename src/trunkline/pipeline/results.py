@@ -104,6 +104,33 @@ def _task(
             "calibration": _calibration(best.result["calibration"], split),
             "ms": picked.ms,
         },
+        "exits": _exits(assembly, best, split),
+    }
+
+
+def _exits(assembly: Assembly, best: Entry, split: str) -> dict[str, Any] | None:
+    """The exits of a branch, and what its speeds come to: layers, as a fraction of all, and time on the reported split.
+    None where the task asks for none.
+    """
+    stage = assembly.graph.exits_of(best.key)
+    if stage is None:
+        return None
+    found = assembly.store.get(assembly.graph.keys[stage.id]).result
+    at = {name: {point["speed"]: point for point in points} for name, points in found["speeds"].items()}
+    asked = [{"keep": None, "speed": 0.0}, *found["keeps"]] if at else []
+    return {
+        "rule": stage.fields["rule"],
+        "kept": [{"depth": one["depth"], "form": one["form"]} for one in found["exits"]],
+        "speeds": [
+            {
+                **one,
+                "valid": at["valid"][one["speed"]]["quality"],
+                "reported": at[split][one["speed"]]["quality"],
+                "layers": at[split][one["speed"]]["layers"] / found["depth"],
+                "time": at[split][one["speed"]]["time"],
+            }
+            for one in asked
+        ],
     }
 
 

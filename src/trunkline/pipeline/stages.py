@@ -5,12 +5,13 @@ text, comments or fields that it does not read. Knows project files and hashes; 
 
     prepare ─► full                                    (the baseline, and a teacher)
             └► tune (L) ─► distill (L, l)              trunk states at the fork are a cache below these, no stage
+                   └──────────┴─► exits                of the candidate that is selected, where a task asks for them
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from itertools import product
@@ -21,7 +22,7 @@ from trunkline.engine.choose import no_openvino
 from trunkline.errors import Problem, ProjectError
 from trunkline.model.source import LATENTS, Source, hash_files
 from trunkline.pipeline.store import key_of
-from trunkline.project.config import FILE, OWN, ProjectFiles, TaskSettings
+from trunkline.project.config import FILE, OWN, CostSettings, ExitSettings, ProjectFiles, TaskSettings
 from trunkline.project.data import data_fields, hub_sets, pinned, read_task, reads_pairs, sources
 from trunkline.project.hub import HubError
 from trunkline.project.sources import Commits
@@ -39,9 +40,11 @@ class StageKind(StrEnum):
     """Fine-tune the top L layers over frozen trunk states."""
     DISTILL = "distill"
     """Distil tuned layers into the l of a student."""
+    EXITS = "exits"
+    """Give a finished branch exits, and find out what speeds come to."""
 
 
-VERSIONS = {StageKind.PREPARE: 1, StageKind.FULL: 2, StageKind.TUNE: 3, StageKind.DISTILL: 3}
+VERSIONS = {StageKind.PREPARE: 1, StageKind.FULL: 2, StageKind.TUNE: 3, StageKind.DISTILL: 3, StageKind.EXITS: 1}
 """Raised when a stage would give another result from the same fields."""
 
 
@@ -61,23 +64,37 @@ class Stage:
 
 @dataclass(frozen=True)
 class Graph:
-    """The stages of a project's tasks, every stage after those it needs."""
+    """The stages of a project's tasks, every stage after those it needs.
+
+    `exits` are apart from `stages`: there is one for each candidate of a task that asks for exits, and only those of
+    selected candidates are ever run.
+    """
 
     stages: dict[str, Stage]
+    exits: dict[str, Stage] = field(default_factory=dict)
+
+    @cached_property
+    def all(self) -> dict[str, Stage]:
+        """Both, by id."""
+        return {**self.stages, **self.exits}
 
     @cached_property
     def keys(self) -> dict[str, str]:
         """Stage id -> key."""
         keys: dict[str, str] = {}
-        for stage in self.stages.values():
+        for stage in self.all.values():
             keys[stage.id] = key_of(
                 [stage.kind, VERSIONS[stage.kind], stage.fields, [keys[need] for need in stage.needs]]
             )
         return keys
 
     def of(self, task: str, *kinds: StageKind) -> list[Stage]:
-        """The stages of a task, of these kinds or of all."""
+        """The stages of a task but for exits, of these kinds or of all."""
         return [stage for stage in self.stages.values() if stage.task == task and (not kinds or stage.kind in kinds)]
+
+    def exits_of(self, branch: str) -> Stage | None:
+        """The stage that gives exits to the candidate of this key, if its task asks for them."""
+        return next((stage for stage in self.exits.values() if self.keys[stage.needs[-1]] == branch), None)
 
     @property
     def tasks(self) -> list[str]:
@@ -131,10 +148,11 @@ def graph(files: ProjectFiles, source: Source, tasks: Mapping[str, TaskFiles]) -
     if problems:
         raise ProjectError(problems)
     stages: dict[str, Stage] = {}
+    exits: dict[str, Stage] = {}
     for name, data in tasks.items():
         for stage in _task_stages(name, files.tasks[name], files, source, data):
-            stages[stage.id] = stage
-    return Graph(stages)
+            (exits if stage.kind is StageKind.EXITS else stages)[stage.id] = stage
+    return Graph(stages, exits)
 
 
 def readings(settings: TaskSettings, pairs: bool) -> list[str]:
@@ -170,6 +188,15 @@ def _misfits(files: ProjectFiles, source: Source) -> Iterator[Problem]:
                     "more layers than the encoder has",
                     found=str(layers),
                     allowed=f"1 to {source.depth} ({source.name} has {source.depth} layers)",
+                )
+        for depth in settings.exits.depths:
+            if depth >= source.depth:
+                yield Problem(
+                    file,
+                    "exits.depths",
+                    "no exit stands so deep, since all of an encoder's layers have been run there",
+                    found=str(depth),
+                    allowed=f"below {source.depth} ({source.name} has {source.depth} layers)",
                 )
         if any(settings.distill.latents) and source.family not in LATENTS:
             yield Problem(
@@ -229,8 +256,10 @@ def _task_stages(
                     },
                     (prepare.id,),
                 )
-                yield tune
-                yield from _students(name, settings, common, reading, tune, full[0], data.soft)
+                for candidate in (tune, *_students(name, settings, common, reading, tune, full[0], data.soft)):
+                    yield candidate
+                    if settings.exits.enabled:
+                        yield _exits(candidate, common, settings.exits, project.cost)
 
 
 def _full(name: str, settings: TaskSettings, common: dict[str, Any], pairs: bool, prepare: Stage) -> Iterator[Stage]:
@@ -295,3 +324,21 @@ def _students(
                 # The tuned layers always take part: the student starts from them or reads at their fork.
                 (tune.id, full.id) if "full" in teachers else (tune.id,),
             )
+
+
+def _exits(candidate: Stage, common: dict[str, Any], settings: ExitSettings, cost: CostSettings) -> Stage:
+    return Stage(
+        f"{candidate.id}/exits",
+        StageKind.EXITS,
+        candidate.task,
+        {
+            **common,
+            "forms": sorted(settings.forms),
+            "depths": sorted(settings.depths),
+            "rule": settings.rule.value,
+            "schedule": settings.model_dump(mode="json", exclude={"enabled", "forms", "depths", "rule"}),
+            # Those that pay are told by time.
+            "cost": cost.model_dump(mode="json", include={"batch", "tokens", "engine"}),
+        },
+        (f"{candidate.task}/{StageKind.PREPARE}", candidate.id),
+    )

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from trunkline.project.speed import Rule
 from trunkline.project.tasks import DEFAULT_METRIC, Kind
 
 TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -314,6 +315,30 @@ class DistillSettings(TrainSettings):
         return any(teacher != "self" for teacher in self.teachers)
 
 
+class ExitSettings(TrainSettings):
+    """Exits, where rows may leave before the head: small classifiers on the way to the head of the chosen branch, which
+    teaches them on train rows, labels unused (FastBERT).
+    """
+
+    enabled: bool = Field(default=False, description="Whether the chosen branch gets exits.")
+    forms: Annotated[list[Literal["attention", "linear"]], Searched, Distinct, Field(min_length=1)] = Field(
+        default=["attention", "linear"],
+        description="How an exit reads states, searched: `attention` FastBERT's narrow self-attention, `linear` one "
+        "linear layer on [CLS] and the mean, in tagging on each token.",
+    )
+    depths: Layers = Field(
+        default=[],
+        description="Layers after which there is an exit, counted from the embeddings through the trunk and the "
+        "branch's own; an empty list: those that save measured time on `valid`.",
+    )
+    rule: Annotated[Rule, Field(strict=False)] = Field(
+        default=Rule.ENTROPY,
+        description="What makes a row leave: an exit that is sure (`entropy`), or exits that agree (`patience`).",
+    )
+    learning_rate: Rate = Field(default=2e-3, description="Peak learning rate.")
+    epochs: float = Field(default=5.0, gt=0, le=1000, description="Passes over train.")
+
+
 class TaskSettings(Settings):
     """tasks/NAME.toml."""
 
@@ -332,6 +357,7 @@ class TaskSettings(Settings):
     tune: TuneSettings = Field(default=TuneSettings(), description="Partial fine-tuning.")
     full: FullSettings = Field(default=FullSettings(), description="Full fine-tuning.")
     distill: DistillSettings = Field(default=DistillSettings(), description="Distillation.")
+    exits: ExitSettings = Field(default=ExitSettings(), description="Exits of the chosen branch.")
 
     @property
     def soft_files(self) -> list[str]:

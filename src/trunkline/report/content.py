@@ -69,8 +69,31 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """What a speed comes to: the metric on `valid` and on the reported split, layers and time there as fractions of
+    what speed 0 takes. `keep` is the fraction of quality on `valid` that it was found for, None for speed 0.
+    """
+
+    keep: float | None
+    speed: float | None
+    valid: float | None
+    reported: float | None
+    layers: float | None
+    time: float | None
+
+
+@dataclass(frozen=True)
+class Exits:
+    """Where rows may leave the chosen branch, as (depth, form), and what speeds come to; nothing where no exit pays."""
+
+    rule: str
+    kept: tuple[tuple[int, str], ...]
+    speeds: tuple[Speed, ...]
+
+
+@dataclass(frozen=True)
 class Task:
-    """One task: what was tried, what was chosen, and what full fine-tuning gives."""
+    """One task: what was tried, what was chosen, and what full fine-tuning gives; `exits` where it asks for them."""
 
     name: str
     kind: str
@@ -80,6 +103,7 @@ class Task:
     baseline: Baseline | None
     candidates: tuple[Candidate, ...]
     chosen: Chosen | None
+    exits: Exits | None
     notes: tuple[str, ...]
 
     @property
@@ -209,6 +233,7 @@ def _task(name: str, data: Mapping[str, Any]) -> Task:
         baseline=_baseline(baseline) if baseline else None,
         candidates=tuple(_candidate(_mapping(one)) for one in data.get("candidates") or ()),
         chosen=_chosen(chosen) if chosen else None,
+        exits=_exits(_mapping(data["exits"])) if data.get("exits") else None,
         notes=tuple(_text(note) for note in data.get("notes") or ()),
     )
 
@@ -249,6 +274,19 @@ def _calibration(data: Mapping[str, Any]) -> Calibration | None:
     if temperature is None or before is None or after is None:
         return None
     return Calibration(temperature, before, after)
+
+
+def _exits(data: Mapping[str, Any]) -> Exits:
+    kept = [_mapping(one) for one in data.get("kept") or ()]
+    speeds = [_mapping(one) for one in data.get("speeds") or ()]
+    return Exits(
+        rule=_text(data.get("rule")),
+        kept=tuple((_whole(one.get("depth")) or 0, _text(one.get("form"))) for one in kept),
+        speeds=tuple(
+            Speed(*(_number(one.get(key)) for key in ("keep", "speed", "valid", "reported", "layers", "time")))
+            for one in speeds
+        ),
+    )
 
 
 def _baseline(data: Mapping[str, Any]) -> Baseline:

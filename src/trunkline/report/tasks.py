@@ -32,7 +32,7 @@ def overview(content: Content) -> str:
 
 
 def task_section(content: Content, task: Task, index: int) -> str:
-    """One task: what was chosen, quality against cost, the reported metrics, every candidate, notes."""
+    """One task: what was chosen, quality against cost, the reported metrics, exits, every candidate, notes."""
     rows = ", ".join(f"{count:,} {split}" for split, count in task.rows.items())
     chosen = "Nothing was chosen."
     if task.chosen:
@@ -50,7 +50,7 @@ def task_section(content: Content, task: Task, index: int) -> str:
         f'<article class="card" id="task-{index + 1}">\n<h3>{escape(task.name)}</h3>\n'
         f'<p class="facts">{escape(facts)}</p>\n'
         f'<div class="beside">\n{_chart(content, task, index)}\n<div>\n<p class="choice">{escape(chosen)}</p>\n'
-        f"{_metrics(task)}\n{notes}\n</div>\n</div>\n{_candidates(content, task)}\n</article>"
+        f"{_metrics(task)}\n{notes}\n</div>\n</div>\n{_exits(task)}\n{_candidates(content, task)}\n</article>"
     )
 
 
@@ -153,6 +153,34 @@ def _metrics(task: Task) -> str:
     if task.baseline and task.baseline.learning_rate is not None:
         caption += f" Full: {escape(wording.full(task.baseline.reading, task.baseline.learning_rate))}."
     return table(caption, columns, rows, css="metrics")
+
+
+def _exits(task: Task) -> str:
+    if task.exits is None:
+        return ""
+    said = f'<p class="choice">{escape(wording.exits(task.exits))}</p>'
+    if not task.exits.speeds:
+        return said
+    labels = ("Speed", "On valid", f"On {task.reported}", "Layers", "Time")
+    columns = [Column("Kept on valid"), *(Column(label, figures=True) for label in labels)]
+    rows = [
+        Row(
+            [
+                wording.kept(row),
+                wording.number(row.speed, 4),
+                wording.number(row.valid),
+                wording.number(row.reported),
+                wording.percent(row.layers),
+                wording.percent(row.time),
+            ]
+        )
+        for row in task.exits.speeds
+    ]
+    caption = (
+        f"{escape(task.metric)} by speed, found on valid; layers and time on {escape(task.reported)}, relative to "
+        "speed 0, time by the measured price of each part."
+    )
+    return f"{said}\n{table(caption, columns, rows, css='speeds')}"
 
 
 def _candidates(content: Content, task: Task) -> str:

@@ -14,17 +14,22 @@ from rich.table import Table
 from rich.text import Text
 
 from trunkline.report import wording
-from trunkline.report.content import Content, read
+from trunkline.report.content import Content, Exits, read
 
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
-    """Print the headline, the tasks, the model against N separate ones, the selection and the notes."""
+    """Print the headline, the tasks and their exits, the model against N separate ones, the selection and the notes."""
     content = read(report)
     verdict, sentence = wording.budget(content)
     console.print(Text(wording.headline(content), style="bold"))
     console.print(Text(sentence, style={"met": "green", "missed": "red"}.get(verdict, "")))
     if content.tasks:
         console.print(_tasks(content))
+    for task in content.tasks:
+        if task.exits:
+            console.print(Text.assemble((f"{task.name}: ", "bold"), wording.exits(task.exits)))
+            if task.exits.speeds:
+                console.print(_speeds(task.exits, task.reported))
     if content.merged:
         console.print(_against(content))
     if content.depths or content.paper:
@@ -65,6 +70,18 @@ def _tasks(content: Content) -> Table:
             Text(one.reading if one else wording.MISSING),
             wording.milliseconds(one.ms if one else None, unit=False),
         )
+    return table
+
+
+def _speeds(exits: Exits, reported: str) -> Table:
+    table = _table(f"By speed; layers and time on {reported}, relative to speed 0")
+    table.add_column("kept on valid")
+    for name in ("speed", "valid", reported, "layers", "time"):
+        table.add_column(Text(name), justify="right")
+    for row in exits.speeds:
+        quality = (wording.number(row.valid), wording.number(row.reported))
+        shares = (wording.percent(row.layers), wording.percent(row.time))
+        table.add_row(wording.kept(row), wording.number(row.speed, 4), *quality, *shares)
     return table
 
 

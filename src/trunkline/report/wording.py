@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from trunkline.report.content import Calibration, Candidate, Choice, Chosen, Content, Merged
+from trunkline.report.content import Calibration, Candidate, Choice, Chosen, Content, Exits, Merged, Speed
 
 MISSING = "–"
 READINGS = {"single": "single text", "joint": "pair, joint", "separate": "pair, separate"}
 STAGES = {"tune": "tuned", "distill": "distilled"}
+LEAVES = {"entropy": "leaves at the first that is sure of it", "patience": "leaves once enough of them agree on it"}
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -71,6 +72,19 @@ def calibration(found: Calibration, split: str) -> str:
         f"Its scores are calibrated on valid (temperature {found.temperature:.2f}): on {split} they miss its accuracy "
         f"by {number(found.after)} on average (ECE), {number(found.before)} before."
     )
+
+
+def exits(found: Exits) -> str:
+    """Where rows may leave, in a sentence."""
+    if not found.kept:
+        return "No exit saves enough time, so there is none."
+    places = ", ".join(f"{depth} ({form})" for depth, form in found.kept)
+    return f"Exits after layer {places}: a row {LEAVES.get(found.rule, 'leaves early')}."
+
+
+def kept(row: Speed) -> str:
+    """How much of the quality on valid a speed keeps."""
+    return "all" if row.keep is None else percent(row.keep)
 
 
 def place(fork: int, layers: int, latents: int = 0) -> str:

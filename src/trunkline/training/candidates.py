@@ -11,7 +11,6 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from trunkline.model.branch import Branch, Reading, new_branch
 from trunkline.model.encoders import Encoder
 from trunkline.model.heads import Pooling
 from trunkline.project.config import TrainSettings
-from trunkline.project.tasks import Kind, encode_targets
+from trunkline.project.tasks import Kind
 from trunkline.training.calibration import Calibration, calibrate
 from trunkline.training.loop import BatchRows, Epochs, Outcome, Progress, Schedule, fit
 from trunkline.training.losses import IGNORE, gold_loss, soften, teacher_loss
@@ -211,14 +210,8 @@ def train(
     for split, (pool, picks) in material.splits().items():
         seen = material.examples(pool, branch.spec.reading)
         logits = seen.predict(module(pool).eval(), picks)
-        table = (material.data.fit if pool == FIT else material.data.reported[pool]).take(picks)
-        metrics[split] = material.metrics(table, logits)
-        targets: Any = encode_targets(material.kind, material.data.labels, table)
-        if material.kind is Kind.TAGGING:
-            read = [np.asarray([first is not None for first in seen.firsts[row]], dtype=bool) for row in picks]
-            logits = [values[kept] for values, kept in zip(logits, read, strict=True)]
-            targets = [tags[kept] for tags, kept in zip(targets, read, strict=True)]
-        scored[split] = logits, targets
+        metrics[split] = material.metrics(material.rows(pool).take(picks), logits)
+        scored[split] = seen.judged(logits, picks)
     return Trained(branch, None, outcome, metrics, calibrate(material.kind, scored))
 
 

@@ -1,7 +1,8 @@
 """Losses against gold labels and against teachers, per task kind.
 
 Knows logits and targets only. Sources: Wei et al. 2022, section 3.2, `T^2 * CE(softmax(z_t/T), z_s/T) + CE(gold)`; the
-per-label sigmoid form for multilabel and squared error for regression are the same idea for those outputs.
+per-label sigmoid form for multilabel and squared error for regression are the same idea for those outputs. The loss of
+exits: Liu et al. 2020 (FastBERT), section 3.2.2.
 
 Notation: B rows, C outputs, T tokens; tagging has logits (B, T, C) and targets (B, T), IGNORE where no word starts.
 """
@@ -47,7 +48,6 @@ def teacher_loss(
 
     `keep` (B,) or (B, T) is 1 where a prediction counts (tagging: where a word starts).
     """
-    weights = keep.to(logits.dtype)
     match kind:
         case Kind.MULTILABEL:
             each = (
@@ -58,4 +58,27 @@ def teacher_loss(
             each = ((logits - soft) / std).square().squeeze(-1)
         case _:
             each = -(soft * F.log_softmax(logits / temperature, dim=-1)).sum(-1) * temperature**2
+    return _mean(each, keep)
+
+
+def exit_loss(kind: Kind, logits: Tensor, head: Tensor, *, keep: Tensor, std: float = 1.0) -> Tensor:
+    """Mean KL(exit || head), FastBERT's equation 7, from logits of either; of single labels for multilabel, and for
+    regression squared error in units of `std`. `keep` as for `teacher_loss`.
+    """
+    logits, head = logits.float(), head.float()
+    match kind:
+        case Kind.MULTILABEL:
+            share = torch.sigmoid(logits)
+            yes, no = (F.logsigmoid(sign * logits) - F.logsigmoid(sign * head) for sign in (1, -1))
+            each = (share * yes + (1 - share) * no).mean(-1)
+        case Kind.REGRESSION:
+            each = ((logits - head) / std).square().squeeze(-1)
+        case _:
+            logs = F.log_softmax(logits, dim=-1)
+            each = (logs.exp() * (logs - F.log_softmax(head, dim=-1))).sum(-1)
+    return _mean(each, keep)
+
+
+def _mean(each: Tensor, keep: Tensor) -> Tensor:
+    weights = keep.to(each.dtype)
     return (each * weights).sum() / weights.sum().clamp(min=1)

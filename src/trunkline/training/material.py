@@ -7,8 +7,9 @@ Notation: B rows, T tokens, C outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,15 +77,37 @@ class Examples:
 
     def predict(self, forward: Callable[[BatchRows], Tensor], rows: np.ndarray) -> Logits:
         """Logits of these rows in their order, in batches of similar length, without gradient."""
-        found: dict[int, np.ndarray] = {}
+        [logits] = self.predict_all(lambda batch: [forward(batch)], rows)
+        return logits
+
+    def predict_all(self, forward: Callable[[BatchRows], Sequence[Tensor]], rows: np.ndarray) -> list[Logits]:
+        """As `predict`, of each of those that `forward` gives logits of."""
+        found: dict[int, list[np.ndarray]] = {}
         with torch.no_grad():
             for picks in by_length(self.lengths[rows], TOKENS_PER_PASS):
                 batch = rows[picks]
-                logits = forward(batch).float().cpu().numpy()
-                for row, values in zip(batch, logits, strict=True):
-                    found[int(row)] = word_logits(values, self.firsts[row], self.outside) if self.firsts else values
-        ordered = [found[int(row)] for row in rows]
-        return ordered if self.kind is Kind.TAGGING else np.stack(ordered)
+                outputs = [logits.float().cpu().numpy() for logits in forward(batch)]
+                for row, *values in zip(batch, *outputs, strict=True):
+                    found[int(row)] = [self._words(int(row), each) for each in values]
+        ordered = zip(*(found[int(row)] for row in rows), strict=True)
+        return [list(each) if self.kind is Kind.TAGGING else np.stack(each) for each in ordered]
+
+    def _words(self, row: int, logits: np.ndarray) -> np.ndarray:
+        return word_logits(logits, self.firsts[row], self.outside) if self.firsts else logits
+
+    def read_words(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Tagging: which words of each of these rows truncation left, (words,) each."""
+        return [np.asarray([first is not None for first in self.firsts[row]], dtype=bool) for row in rows]
+
+    def judged(self, logits: Logits, rows: np.ndarray) -> tuple[Logits, Any]:
+        """Logits of these rows and their targets, to judge confidence by: of tagging, of the words that were read."""
+        if self.kind is not Kind.TAGGING:
+            return logits, np.asarray(self.targets)[rows]
+        read = self.read_words(rows)
+        return (
+            [values[kept] for values, kept in zip(logits, read, strict=True)],
+            [self.targets[row][kept] for row, kept in zip(rows, read, strict=True)],
+        )
 
 
 @dataclass
@@ -113,22 +136,29 @@ class TaskMaterial:
         reported = {name: (name, np.arange(len(rows))) for name, rows in self.data.reported.items()}
         return {"valid": (FIT, self.data.valid), **reported}
 
+    def rows(self, pool: str) -> Rows:
+        """The rows of `pool`: "fit", "dev" or "test"."""
+        return self.data.fit if pool == FIT else self.data.reported[pool]
+
     def examples(self, pool: str, reading: Reading) -> Examples:
-        """The rows of `pool` ("fit", "dev" or "test") as `reading` sees them."""
+        """The rows of `pool` as `reading` sees them."""
         key = (pool, reading)
         if key not in self._examples:
-            rows = self.data.fit if pool == FIT else self.data.reported[pool]
             self._examples[key] = Examples(
-                self.kind, self.data.labels, rows, reading, self.trunk.encoder, self.settings.max_tokens
+                self.kind, self.data.labels, self.rows(pool), reading, self.trunk.encoder, self.settings.max_tokens
             )
         return self._examples[key]
 
     def states(self, pool: str, reading: Reading, fork: int) -> tuple[States, ...]:
         """States of every slot of `reading` at `fork`; all forks of the task's grid are computed together."""
         forks = {fork, *(self.trunk.depth - layers for layers in self.settings.tune.layers)}
+        return tuple(found[fork] for found in self.states_at(pool, reading, forks))
+
+    def states_at(self, pool: str, reading: Reading, forks: Collection[int]) -> tuple[dict[int, States], ...]:
+        """States of every slot of `reading` at each of `forks`, what is missing computed in one pass of the trunk."""
         slots = self.examples(pool, reading).slots.values()
         return tuple(
-            self.cache.states(self.trunk, texts, forks, precision=self.precision, say=self.say)[fork] for texts in slots
+            self.cache.states(self.trunk, texts, forks, precision=self.precision, say=self.say) for texts in slots
         )
 
     def spec(self, reading: Reading, fork: int, layers: int) -> BranchSpec:

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -101,10 +101,30 @@ class LiveStates:
         self._trunk, self._texts, self._fork = trunk, texts, fork
 
     def batch(self, rows: BatchRows) -> tuple[Tensor, Tensor]:
+        found, mask = self.at([self._fork], rows)
+        return found[self._fork], mask
+
+    def at(self, forks: Iterable[int], rows: BatchRows) -> tuple[dict[int, Tensor], Tensor]:
+        """As `batch`, at each of these forks, from one pass of the trunk."""
         texts = [self._texts.rows[i] for i in self._texts.index[np.asarray(rows)]]
         batch = collate(texts, self._trunk.encoder.reader.pad_id, multiple=GRANULE)
         device = next(self._trunk.parameters()).device
-        return self._trunk.states(batch.to(device), [self._fork])[self._fork].float(), batch.mask
+        found = self._trunk.states(batch.to(device), forks)
+        return {fork: states.float() for fork, states in found.items()}, batch.mask
+
+
+def at_forks(found: Mapping[int, States], rows: BatchRows) -> tuple[dict[int, Tensor], Tensor]:
+    """({fork: states (B, T, H) float32}, mask (B, T)) of these rows of a slot, from what the cache gave for its forks;
+    those that it did not admit are computed in one pass of the trunk.
+    """
+    live = {fork: states for fork, states in found.items() if isinstance(states, LiveStates)}
+    batches: dict[int, Tensor] = {}
+    if live:
+        batches, mask = next(iter(live.values())).at(live, rows)
+    for fork, states in found.items():
+        if fork not in live:
+            batches[fork], mask = states.batch(rows)
+    return batches, mask
 
 
 class StateCache:

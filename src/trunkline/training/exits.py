@@ -1,0 +1,255 @@
+"""Exits of a finished branch, taught by the branch itself, whose own weights stay as they are.
+
+All exits that there may be learn side by side what the head says of the train rows, labels unused (self-distillation:
+Liu et al. 2020, FastBERT, section 3.2.2). Which of them are kept, and what speeds come to, is found on `valid`. Knows a
+branch and its material; nothing of stages, nor of how prices are measured.
+
+Notation: B rows, T tokens, H width, C outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trunkline.model.branch import Branch, BranchSpec, Reading, in_unit, may_exit
+from trunkline.model.exits import ExitSpec, Form, new_exit
+from trunkline.project.speed import Rule, SpeedPoint
+from trunkline.project.tasks import Kind
+from trunkline.training.calibration import fit_temperature, flatten
+from trunkline.training.candidates import Report
+from trunkline.training.leaving import KEEPS, LEAST_GAIN, Outcomes, Place, Prices, Said, at_depths, worthwhile
+from trunkline.training.loop import BatchRows, Epochs, Outcome, Schedule, by_length, fit
+from trunkline.training.losses import IGNORE, exit_loss
+from trunkline.training.material import FIT, Logits, TaskMaterial
+from trunkline.training.states import TOKENS_PER_PASS, at_forks
+
+
+@dataclass(frozen=True)
+class WithExits:
+    """A branch with the exits that it keeps, how their training went, and what speeds come to by scored split; no
+    outcome where there was nothing to train, and no speeds where none is kept.
+    """
+
+    branch: Branch
+    outcome: Outcome | None
+    speeds: dict[str, tuple[SpeedPoint, ...]]
+
+
+class OnTheWay:
+    """A finished branch over the states of one pool. Called with row numbers it gives ({depth: states (B, T, H)}, mask
+    (B, T), the head's logits): states at `depths` at least.
+    """
+
+    def __init__(self, material: TaskMaterial, branch: Branch, depths: Collection[int], pool: str) -> None:
+        spec = branch.spec
+        self._branch, self._encoder = branch, material.trunk.encoder
+        self._own = any(depth > spec.fork for depth in depths)
+        self._end = branch.end() if self._own else branch
+        forks = {spec.fork, *(depth for depth in depths if depth <= spec.fork)}
+        [self._states] = material.states_at(pool, spec.reading, forks)
+
+    @torch.no_grad()
+    def __call__(self, rows: BatchRows) -> tuple[dict[int, Tensor], Tensor, Tensor]:
+        device, fork = next(self._branch.parameters()).device, self._branch.spec.fork
+        read, mask = at_forks(self._states, rows)
+        states, mask = {depth: values.to(device) for depth, values in read.items()}, mask.to(device)
+        if self._own:
+            states |= dict(enumerate(self._branch.own_states(self._encoder, states[fork], mask), fork + 1))
+        return states, mask, self._end(self._encoder, [states[self._end.spec.fork]], [mask])
+
+
+class Exits(nn.Module):
+    """Exits at all of these places, side by side."""
+
+    def __init__(self, spec: BranchSpec, places: Sequence[Place]) -> None:
+        super().__init__()
+        self._spec, self.places = spec, tuple(places)
+        tokens = spec.kind is Kind.TAGGING
+        self.made = nn.ModuleDict(
+            {_name(place): new_exit(place[1], spec.width, spec.outputs, tokens=tokens) for place in places}
+        )
+
+    def forward(self, states: dict[int, Tensor], mask: Tensor, places: Sequence[Place] | None = None) -> list[Tensor]:
+        """Logits as a head gives them, of the exits at these places or at all, from states by depth."""
+        asked = self.places if places is None else places
+        return [in_unit(self._spec, self.made[_name(place)](states[place[0]], mask)) for place in asked]
+
+
+def _name(place: Place) -> str:
+    depth, form = place
+    return f"{form}-{depth}"
+
+
+def add_exits(
+    material: TaskMaterial,
+    branch: Branch,
+    prices: Callable[[], Prices],
+    schedule: Schedule,
+    checkpoint: Path,
+    report: Report,
+    *,
+    forms: Sequence[Form],
+    depths: Sequence[int],
+    rule: Rule,
+) -> WithExits:
+    """Train exits of these forms for `branch`, choose among them on `valid`, and give the branch with those.
+
+    `depths` are where exits shall stand; those at which this branch can have none are left out, and said. None given:
+    those that save time by `prices`, which is called where there are exits to choose among.
+    """
+    spec = branch.spec
+    allowed = may_exit(spec)
+    misfits = [depth for depth in depths if depth not in allowed]
+    if misfits or not allowed:
+        material.say(f"{spec.task}: {_left_out(spec, misfits)}")
+    places = [(depth, form) for depth in (depths or allowed) if depth in allowed for form in forms]
+    if not places:
+        return WithExits(branch, None, {})
+    exits, outcome = _train(material, branch.eval(), places, schedule, checkpoint, report)
+    head, found = _logits(material, branch, exits, "valid", places)
+    temperatures = {place: _temperature(material, spec, logits) for place, logits in found.items()}
+    ms = prices()
+    outcomes = Outcomes(spec, rule, ms, _said(material, spec, "valid", head, found, temperatures))
+    kept = (
+        at_depths(outcomes, sorted({depth for depth, _ in places}), forms) if depths else worthwhile(outcomes, places)
+    )
+    if not kept:
+        keeps = ", ".join(f"{100 * keep:g}" for keep in KEEPS)
+        material.say(
+            f"{spec.task}: no exit saves {100 * LEAST_GAIN:g} % of the time, on average where {keeps} % of the quality "
+            "are kept, so its branch has none"
+        )
+        return WithExits(branch, outcome, {})
+    speeds = {"valid": outcomes.points(kept)}
+    for split in material.splits():
+        if split not in speeds:
+            head, found = _logits(material, branch, exits, split, kept)
+            said = _said(material, spec, split, head, found, temperatures)
+            speeds[split] = Outcomes(spec, rule, ms, said).points(kept)
+    made = tuple(ExitSpec(depth=depth, form=form, temperature=temperatures[depth, form]) for depth, form in kept)
+    update = {"exits": made, "rule": rule, "speeds": speeds["valid"]}
+    return WithExits(_joined(branch, spec.model_copy(update=update), exits), outcome, speeds)
+
+
+def _left_out(spec: BranchSpec, misfits: Sequence[int]) -> str:
+    what = f"no exit after layer {', '.join(map(str, misfits))}" if misfits else "no exits"
+    if spec.reading is Reading.SEPARATE:
+        return f"{what}: the chosen branch reads two texts apart, and nothing before its head knows both"
+    allowed = may_exit(spec)
+    where = "has no layer to have them after"
+    if allowed:
+        most = f" to {allowed[-1]}" if len(allowed) > 1 else ""
+        where = f"can have them after layer {allowed[0]}{most}"
+    return f"{what}: the chosen branch (fork {spec.fork}, {spec.layers} of its own) {where}"
+
+
+def _train(
+    material: TaskMaterial,
+    branch: Branch,
+    places: Sequence[Place],
+    schedule: Schedule,
+    checkpoint: Path,
+    report: Report,
+) -> tuple[Exits, Outcome]:
+    torch.manual_seed(schedule.seed)
+    spec = branch.spec
+    exits = Exits(spec, places).to(schedule.device)
+    way = OnTheWay(material, branch, {depth for depth, _ in places}, FIT)
+    examples, rows, valid = material.examples(FIT, spec.reading), material.data.train, material.data.valid
+
+    def losses(batch: BatchRows) -> tuple[Tensor, float]:
+        """Mean loss of each exit, and how many predictions that is the mean of."""
+        states, mask, head = way(batch)
+        keep = torch.ones(len(batch), device=head.device)
+        if spec.kind is Kind.TAGGING:
+            keep = (examples.target_batch(batch, mask.shape[1]) != IGNORE).to(head.device)
+        found = [exit_loss(spec.kind, logits, head, keep=keep, std=spec.std) for logits in exits(states, mask)]
+        return torch.stack(found), float(keep.sum())
+
+    @torch.no_grad()
+    def held_out() -> float:
+        batches = [losses(valid[picks]) for picks in by_length(examples.lengths[valid], TOKENS_PER_PASS)]
+        total = sum(count for _, count in batches)
+        return -sum(float(found.mean()) * count for found, count in batches) / max(total, 1.0)
+
+    outcome = fit(
+        exits,
+        steps=schedule.steps(len(rows)),
+        batch=Epochs(rows, examples.lengths[rows], schedule.batch_size, schedule.seed),
+        loss=lambda batch: losses(batch)[0].sum(),
+        evaluate=held_out,
+        schedule=schedule,
+        checkpoint=checkpoint,
+        report=report,
+    )
+    return exits, outcome
+
+
+def _logits(
+    material: TaskMaterial, branch: Branch, exits: Exits, split: str, places: Sequence[Place]
+) -> tuple[Logits, dict[Place, Logits]]:
+    """Of the head, and of the exits at these places, for the rows of a split."""
+    pool, rows = material.splits()[split]
+    way = OnTheWay(material, branch, {depth for depth, _ in places}, pool)
+
+    def forward(batch: BatchRows) -> list[Tensor]:
+        states, mask, head = way(batch)
+        return [head, *exits(states, mask, places)]
+
+    head, *found = material.examples(pool, branch.spec.reading).predict_all(forward, rows)
+    return head, dict(zip(places, found, strict=True))
+
+
+def _temperature(material: TaskMaterial, spec: BranchSpec, logits: Logits) -> float:
+    """Of an exit, from its logits of `valid`; 1 for regression, which has no confidence."""
+    if spec.kind is Kind.REGRESSION:
+        return 1.0
+    judged = material.examples(FIT, spec.reading).judged(logits, material.data.valid)
+    return fit_temperature(spec.kind, *flatten(spec.kind, *judged))
+
+
+def _said(
+    material: TaskMaterial,
+    spec: BranchSpec,
+    split: str,
+    head: Logits,
+    exits: dict[Place, Logits],
+    temperatures: dict[Place, float],
+) -> Said:
+    pool, picks = material.splits()[split]
+    rows = material.rows(pool).take(picks)
+    words = None
+    if spec.kind is Kind.TAGGING:
+        words = _padded(material.examples(pool, spec.reading).read_words(picks))
+    return Said(
+        head=_padded(head) / spec.temperature,
+        exits={place: _padded(logits) / temperatures[place] for place, logits in exits.items()},
+        words=words,
+        metric=lambda logits: material.metrics(rows, logits)[material.metric],
+    )
+
+
+def _padded(rows: Logits) -> NDArray[Any]:
+    """Rows of different numbers of words as one array, zero where a row has no more; others as they are."""
+    if isinstance(rows, np.ndarray):
+        return rows
+    made = np.zeros((len(rows), max(map(len, rows)), *rows[0].shape[1:]), dtype=rows[0].dtype)
+    for place, row in enumerate(rows):
+        made[place, : len(row)] = row
+    return made
+
+
+def _joined(branch: Branch, spec: BranchSpec, exits: Exits) -> Branch:
+    """The branch with those of the exits that `spec` names; it shares its weights with the one given."""
+    joined = Branch(spec, branch.layers, branch.norm, branch.head)
+    joined.latents = branch.latents
+    joined.exits = nn.ModuleDict({str(one.depth): exits.made[_name((one.depth, one.form))] for one in spec.exits})
+    return joined.eval()

@@ -1,0 +1,165 @@
+"""Where rows leave at a speed, what that comes to, and which exits are worth having.
+
+Knows what exits and head said of the rows of one split, and prices of parts. Knows nothing of models, nor of how exits
+are trained.
+
+Notation: n rows, W words of the longest, C outputs, E exits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trunkline.model.branch import BranchSpec
+from trunkline.model.exits import Form
+from trunkline.project.speed import Floats, Rule, SpeedPoint, Trail, fastest
+from trunkline.project.tasks import Kind
+
+SPEEDS = tuple(round((step / 40) ** 2, 4) for step in range(41))
+"""Fine near 0: an exit that is right for nearly all rows is sure of them."""
+_SEARCHED = SPEEDS[::2]
+KEEPS = (0.995, 0.99, 0.98)
+"""The fractions of quality that exits are chosen for, and reported at."""
+LEAST_GAIN = 0.01
+"""An exit must save so much more, of the time that speed 0 takes."""
+
+Place = tuple[int, Form]
+"""An exit that there may be, by depth and form."""
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Measured milliseconds: `trunk[k]` of embeddings and k layers, of an exit by form, of the branch from its fork."""
+
+    trunk: Sequence[float]
+    exits: Mapping[Form, float]
+    branch: float
+
+    def costs(self, fork: int, places: Sequence[Place]) -> Floats:
+        """(E + 1,) of a row that leaves at each of these exits, or at the head, having passed those before; as
+        fractions of what the head takes without exits. An own layer is taken to cost what the trunk's there does.
+        """
+        whole = self.trunk[fork] + self.branch
+        passed = np.cumsum([0.0, *(self.exits[form] for _, form in places)])
+        ms = [self.trunk[depth] + exits for (depth, _), exits in zip(places, passed[1:], strict=True)]
+        return np.asarray([*ms, whole + passed[-1]]) / whole
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a branch says of the rows of one split on its way: calibrated logits (n, C), or for tagging (n, W, C) with
+    `words` (n, W), those that count. `metric` scores logits of the rows.
+    """
+
+    head: NDArray[Any]
+    exits: Mapping[Place, NDArray[Any]]
+    words: NDArray[np.bool_] | None
+    metric: Callable[[NDArray[Any]], float]
+
+
+class Outcomes:
+    """What speeds come to on the rows of one split, for any choice among the exits that spoke of them."""
+
+    def __init__(self, spec: BranchSpec, rule: Rule, prices: Prices, said: Said) -> None:
+        self._spec, self._rule, self._prices, self._said = spec, rule, prices, said
+        self._rows = np.arange(len(said.head))
+        self._names = {place: number for number, place in enumerate(said.exits, 1)}  # the head is 0
+        self._scores: dict[bytes, float] = {}
+
+    def points(self, places: Sequence[Place]) -> tuple[SpeedPoint, ...]:
+        """A point for each of `SPEEDS`, with exits at these places alone."""
+        return self._points(places, SPEEDS, -np.inf)
+
+    def time(self, places: Sequence[Place]) -> float:
+        """Mean over `KEEPS` of the least time at which that fraction of quality is kept, by every second speed."""
+        points = self._points(places, _SEARCHED, min(KEEPS))
+        times = {point.speed: point.time for point in points}
+        return float(np.mean([times[fastest(points, keep)] for keep in KEEPS]))
+
+    @property
+    def compared(self) -> bool:
+        """Whether rows leave where exits agree, so that no row leaves at the first."""
+        return self._rule is Rule.PATIENCE or self._spec.kind is Kind.REGRESSION
+
+    def _points(self, places: Sequence[Place], speeds: Sequence[float], enough: float) -> tuple[SpeedPoint, ...]:
+        """Up to the first of less than the fraction `enough` of quality: `fastest` looks no further."""
+        ordered = sorted(places)
+        costs = self._prices.costs(self._spec.fork, ordered)
+        depths = np.asarray([*(depth for depth, _ in ordered), self._spec.depth])
+        unsure = self._uncertainties(ordered)
+        points: list[SpeedPoint] = []
+        for speed in speeds:
+            leaves = unsure < speed
+            left = np.where(leaves.any(1), leaves.argmax(1), len(ordered))  # (n,) positions in `ordered`, or the head
+            points.append(
+                SpeedPoint(
+                    speed=speed,
+                    quality=self._quality(ordered, left),
+                    layers=float(depths[left].mean()),
+                    time=float(costs[left].mean()) if speed else 1.0,  # at speed 0 no exit is run
+                )
+            )
+            if points[-1].quality < enough * points[0].quality:
+                break
+        return tuple(points)
+
+    def _uncertainties(self, places: Sequence[Place]) -> Floats:
+        """(n, E); a row is followed through all exits, since what one says of it depends on those before at most."""
+        trail = Trail(self._spec.kind, self._rule, rows=len(self._rows), std=self._spec.std)
+        said = self._said
+        found = [trail.uncertainty(said.exits[place], self._rows, said.words) for place in places]
+        return np.stack(found, axis=1) if found else np.empty((len(self._rows), 0))
+
+    def _quality(self, places: Sequence[Place], left: NDArray[np.int64]) -> float:
+        """The metric of rows that left where `left` says; scored once for equal mixtures, of which there are many."""
+        names = np.asarray([*(self._names[place] for place in places), 0], dtype=np.int16)[left]
+        key = names.tobytes()
+        if key not in self._scores:
+            mixture = self._said.head.copy()
+            for place in places:
+                here = names == self._names[place]
+                mixture[here] = self._said.exits[place][here]
+            self._scores[key] = self._said.metric(mixture)
+        return self._scores[key]
+
+
+def worthwhile(outcomes: Outcomes, places: Sequence[Place]) -> list[Place]:
+    """Exits by greedy search, one to a depth: the place that saves most time, again and again while one saves
+    `LEAST_GAIN`. Where exits are compared, the first two come together.
+
+    A place that once saved less than another does now is not tried again (Minoux 1978): beside more it saves less.
+    """
+    kept = _best_pair(outcomes, places) if outcomes.compared else []
+    least = outcomes.time(kept) if kept else 1.0
+    saved = dict.fromkeys(places, np.inf)
+    while True:
+        best, most = None, LEAST_GAIN
+        taken = {depth for depth, _ in kept}
+        for place in sorted(places, key=lambda place: -saved[place]):
+            if place[0] not in taken and saved[place] > most:
+                saved[place] = least - outcomes.time([*kept, place])
+                if saved[place] > most:
+                    best, most = place, saved[place]
+        if best is None:
+            return sorted(kept)
+        kept, least = [*kept, best], least - most
+
+
+def _best_pair(outcomes: Outcomes, places: Sequence[Place]) -> list[Place]:
+    times = {(one, other): outcomes.time([one, other]) for one, other in combinations(places, 2) if one[0] != other[0]}
+    best = min(times, key=times.__getitem__, default=())
+    return list(best) if best and times[best] < 1 - LEAST_GAIN else []
+
+
+def at_depths(outcomes: Outcomes, depths: Sequence[int], forms: Sequence[Form]) -> list[Place]:
+    """An exit at each of these depths, of the form that takes less time beside the others."""
+    kept = dict.fromkeys(sorted(depths), forms[0])
+    for depth in kept:
+        kept[depth] = min(forms, key=lambda form: outcomes.time(list({**kept, depth: form}.items())))
+    return list(kept.items())

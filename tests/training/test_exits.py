@@ -1,0 +1,194 @@
+"""Exits of finished branches: what they learn, what they leave alone, and what is kept of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from branches import random_branch
+from projects import SORTS
+from torch import Tensor
+
+from trunkline.model.branch import Branch, Reading, load_branch, may_exit, save_branch
+from trunkline.model.exits import Form
+from trunkline.model.trunk import Trunk
+from trunkline.project.speed import Rule
+from trunkline.training.candidates import train_tuned
+from trunkline.training.exits import WithExits, add_exits
+from trunkline.training.leaving import SPEEDS, Prices
+from trunkline.training.loop import Progress, Schedule
+from trunkline.training.material import TaskMaterial
+from trunkline.training.states import StateCache
+
+FORMS = [Form.ATTENTION, Form.LINEAR]
+PRICES = Prices([1.0, 3.0, 5.0, 7.0], {Form.ATTENTION: 0.02, Form.LINEAR: 0.01}, branch=2.0)
+JOINT = [(task, "joint" if task == "same" else "single") for task in SORTS]
+
+
+def quick(rate: float = 2e-3, **changes: Any) -> Schedule:
+    options = {"epochs": 0.1, "batch_size": 8, "min_steps": 8, "patience": 9, "warmup": 0.1, "weight_decay": 0.01}
+    return Schedule(**{**options, "learning_rate": rate, "seed": 1, **changes})
+
+
+def quiet(_: Progress) -> None: ...
+
+
+def tuned(material: TaskMaterial, path: Path, *, layers: int = 2, reading: str = "single") -> Branch:
+    return train_tuned(material, Reading(reading), layers, quick(1e-3), path / "tune.pt", quiet).branch
+
+
+def given(material: TaskMaterial, branch: Branch, path: Path, report: Any = quiet, **changes: Any) -> WithExits:
+    """The branch with exits at the depths asked for, by default all that it can have."""
+    asked: dict[str, Any] = {"forms": FORMS, "depths": list(may_exit(branch.spec)), "rule": Rule.ENTROPY, **changes}
+    schedule = asked.pop("schedule", quick())
+    return add_exits(material, branch, lambda: PRICES, schedule, path / "exits.pt", report, **asked)
+
+
+def weights(branch: Branch) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in branch.state_dict().items()}
+
+
+def own(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without those of exits."""
+    return {name: tensor for name, tensor in found.items() if not name.startswith("exits.")}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@pytest.mark.parametrize(
+    ("task", "reading", "rule"), [*((*one, Rule.ENTROPY) for one in JOINT), ("intent", "single", Rule.PATIENCE)]
+)
+def test_a_branch_of_every_kind_gets_exits_and_keeps_its_own_weights(
+    make: Any, tmp_path: Path, trunk: Trunk, task: str, reading: str, rule: Rule
+) -> None:
+    material = make(task)
+    branch = tuned(material, tmp_path, reading=reading)
+    before = weights(branch)
+    found = given(material, branch, tmp_path, rule=rule)
+    spec = found.branch.spec
+    assert same(own(weights(found.branch)), before)
+    assert same(weights(branch), before)
+    assert branch.spec.exits == ()
+    assert [one.depth for one in spec.exits] == [1, 2]  # fork 1, and between its two own layers
+    assert spec.rule is rule
+    assert set(found.speeds) == {"valid", "test"}
+    assert [point.speed for point in spec.speeds] == list(SPEEDS)
+    assert spec.speeds == found.speeds["valid"]
+    assert spec.speeds[0].time == 1.0
+    assert spec.speeds[0].layers == spec.depth
+    assert all(1 <= point.layers <= spec.depth for points in found.speeds.values() for point in points)
+    assert (spec.exits[0].temperature != 1.0) == (task != "urgency")
+    save_branch(found.branch, tmp_path / "branch.safetensors")
+    read = load_branch(tmp_path / "branch.safetensors", trunk.encoder)
+    assert read.spec == spec
+    assert same(weights(read), weights(found.branch))
+
+
+def test_speed_0_is_the_branch_itself(make: Any, tmp_path: Path) -> None:
+    material = make("intent")
+    trained = train_tuned(material, Reading.SINGLE, 2, quick(1e-3), tmp_path / "tune.pt", quiet)
+    speeds = given(material, trained.branch, tmp_path).speeds
+    for split, points in speeds.items():
+        assert points[0].quality == trained.metrics[split][material.metric]
+
+
+@pytest.mark.parametrize("task", ["intent", "tone", "urgency", "slots"])
+def test_exits_come_to_say_what_the_head_says(make: Any, tmp_path: Path, task: str) -> None:
+    material = make(task, rows=120)
+    branch = tuned(material, tmp_path)
+    still = given(material, branch, tmp_path / "still", schedule=quick(1e-9))
+    learnt = given(material, branch, tmp_path / "learnt", schedule=quick(5e-3, min_steps=80))
+    assert learnt.outcome is not None
+    assert still.outcome is not None
+    assert learnt.outcome.score > 0.5 * still.outcome.score  # both below 0, where the head's own answers are
+
+
+def test_labels_of_train_teach_no_exit(make: Any, tmp_path: Path) -> None:
+    material = make("intent")
+    branch = tuned(material, tmp_path)
+    before = weights(given(material, branch, tmp_path / "a", forms=[Form.LINEAR]).branch)
+    for row in material.data.train:
+        material.data.fit.targets[row] = material.data.labels[0]
+    assert same(
+        weights(given(anew(material, material.cache), branch, tmp_path / "b", forms=[Form.LINEAR]).branch), before
+    )
+
+
+def anew(material: TaskMaterial, cache: StateCache) -> TaskMaterial:
+    """The same data, read once more."""
+    return TaskMaterial(material.name, material.settings, material.data, material.trunk, cache)
+
+
+def test_exits_found_by_time_are_those_that_save_it(make: Any, tmp_path: Path) -> None:
+    material = make("intent")
+    said: list[str] = []
+    material.say = said.append
+    branch = tuned(material, tmp_path)
+    with torch.no_grad():  # a head that says the same of every row, which any exit soon says too
+        branch.head.output.weight.zero_()
+        branch.head.output.bias.copy_(torch.tensor([9.0, 0.0, 0.0]))
+    kept = given(material, branch, tmp_path / "a", depths=[], schedule=quick(2e-2, min_steps=60))
+    assert [one.depth for one in kept.branch.spec.exits] == [1]
+    assert min(point.time for point in kept.branch.spec.speeds) < 0.61  # (3 + 0.01 or 0.02) / 5
+    assert said == []
+    dear = Prices(PRICES.trunk, dict.fromkeys(Form, 50.0), PRICES.branch)
+    schedule = quick()
+    none = add_exits(
+        material, branch, lambda: dear, schedule, tmp_path / "b.pt", quiet, forms=FORMS, depths=[], rule=Rule.ENTROPY
+    )
+    assert none.branch is branch
+    assert none.branch.spec.speeds == ()
+    assert none.speeds == {}
+    assert "intent: no exit saves 1 % of the time" in said[0]
+
+
+def test_depths_that_the_branch_cannot_have_are_left_out_and_said(make: Any, tmp_path: Path, trunk: Trunk) -> None:
+    said: list[str] = []
+    material = make("intent")
+    material.say = said.append
+    branch = tuned(material, tmp_path, layers=1)
+    few = random_branch(trunk, "intent", fork=1, layers=2, pooling="latents", latents=2)
+    apart = random_branch(trunk, "same", kind="relevance", reading="separate", fork=2, layers=1)
+    assert [one.depth for one in given(material, branch, tmp_path, depths=[1, 2]).branch.spec.exits] == [1, 2]
+    assert said == []
+    assert [one.depth for one in given(material, few, tmp_path / "a", depths=[1, 2]).branch.spec.exits] == [1]
+    assert "no exit after layer 2: the chosen branch (fork 1, 2 of its own) can have them after layer 1" in said[0]
+    pairs = make("same")
+    for depths in ([1], []):
+        found = given(pairs, apart, tmp_path / "b", depths=depths)
+        assert (found.branch, found.outcome, found.speeds) == (apart, None, {})
+
+
+def test_states_that_the_cache_does_not_admit_give_the_same_exits(make: Any, tmp_path: Path) -> None:
+    material = make("slots")
+    branch = tuned(material, tmp_path)
+    kept = given(material, branch, tmp_path / "a")
+    live = given(anew(material, StateCache(tmp_path / "none", 10)), branch, tmp_path / "b")
+    assert live.outcome is not None
+    assert kept.outcome is not None
+    assert live.outcome.score == pytest.approx(kept.outcome.score, rel=0.02)
+
+
+def test_killed_exits_go_on_where_they_were(make: Any, tmp_path: Path) -> None:
+    material = make("intent")
+    branch = tuned(material, tmp_path)
+    whole = given(material, branch, tmp_path / "whole", schedule=quick(min_steps=40))
+
+    class Killed(Exception):
+        pass
+
+    def kill(position: Progress) -> None:
+        if position.step == 30:
+            raise Killed
+
+    with pytest.raises(Killed):
+        given(material, branch, tmp_path / "killed", kill, schedule=quick(min_steps=40))
+    first: list[int] = []
+    again = given(material, branch, tmp_path / "killed", lambda at: first.append(at.step), schedule=quick(min_steps=40))
+    assert first[0] > 10
+    assert same(weights(again.branch), weights(whole.branch))
+    assert again.branch.spec == whole.branch.spec

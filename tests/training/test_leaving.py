@@ -1,0 +1,145 @@
+"""Where rows leave, against following each row by hand; what that costs; which exits are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from branches import LABELS
+
+from trunkline.model.branch import BranchSpec
+from trunkline.model.exits import Form
+from trunkline.project.speed import Rule, Trail
+from trunkline.project.tasks import Kind
+from trunkline.training.leaving import SPEEDS, Outcomes, Place, Prices, Said, at_depths, worthwhile
+
+LINEAR, ATTENTION = Form.LINEAR, Form.ATTENTION
+PRICES = Prices(trunk=[1.0, 3.0, 5.0, 7.0, 9.0], exits={LINEAR: 0.5, ATTENTION: 1.0}, branch=3.0)
+"""Fork 3 and one layer of its own: 10 ms for the whole."""
+
+
+def spec(kind: str = "classification", **changes: Any) -> BranchSpec:
+    labels = LABELS[kind]
+    fields = {"task": "t", "kind": kind, "labels": labels, "metric": "", "fork": 3, "layers": 1, "reading": "single"}
+    sizes = {"pooling": "cls", "max_tokens": 8, "width": 8, "outputs": len(labels) or 1, "trunk": ""}
+    return BranchSpec.model_validate({**fields, **sizes, **changes})
+
+
+def sure(label: int, margin: float) -> list[float]:
+    """Logits for one of two labels."""
+    return [margin, 0.0] if label == 0 else [0.0, margin]
+
+
+GOLD = np.asarray([0, 1, 0, 1])
+
+
+def accuracy(logits: Any) -> float:
+    return float((np.asarray(logits).argmax(-1) == GOLD).mean())
+
+
+def said(exits: dict[Place, Sequence[Sequence[float]]]) -> Said:
+    head = np.asarray([sure(label, 9.0) for label in GOLD])
+    return Said(head, {place: np.asarray(logits) for place, logits in exits.items()}, None, accuracy)
+
+
+def test_prices_add_up_along_the_way_exits_that_were_passed_among_them() -> None:
+    costs = PRICES.costs(3, [(1, LINEAR), (2, ATTENTION)])
+    assert costs * 10 == pytest.approx([3 + 0.5, 5 + 1.5, 10 + 1.5])
+
+
+def test_an_own_layer_costs_what_the_trunks_there_does() -> None:
+    costs = Prices([1.0, 3.0, 5.0, 7.0, 9.0], {LINEAR: 0.5}, branch=7.0).costs(2, [(3, LINEAR)])
+    assert costs * 12 == pytest.approx([7 + 0.5, 12 + 0.5])
+
+
+def test_each_speed_says_quality_layers_and_time_of_the_rows_that_leave() -> None:
+    # The first exit is sure of two rows, rightly of one; the second knows the rest.
+    first = [sure(0, 5.0), sure(0, 5.0), sure(0, 0.1), sure(1, 0.1)]
+    second = [sure(label, 5.0) for label in GOLD]
+    places: list[Place] = [(1, LINEAR), (2, ATTENTION)]
+    points = Outcomes(spec(), Rule.ENTROPY, PRICES, said(dict(zip(places, [first, second], strict=True)))).points(
+        places
+    )
+    assert [point.speed for point in points] == list(SPEEDS)
+    assert (points[0].quality, points[0].layers, points[0].time) == (1.0, 4.0, 1.0)
+    unused = points[1]
+    assert unused.speed < 0.01
+    assert (unused.quality, unused.layers, unused.time) == pytest.approx((1.0, 4.0, 1.15))
+    half = next(point for point in points if point.speed > 0.5)
+    assert (half.quality, half.layers, half.time) == pytest.approx((0.75, 1.5, (0.35 + 0.65) / 2))
+
+
+@pytest.mark.parametrize("rule", Rule)
+@pytest.mark.parametrize("kind", ["classification", "multilabel", "regression", "tagging"])
+def test_every_row_leaves_where_it_would_if_it_were_alone(kind: str, rule: Rule) -> None:
+    rng = np.random.default_rng(3)
+    rows, outputs = 12, len(LABELS[kind]) or 1
+    shape = (rows, 5, outputs) if kind == "tagging" else (rows, outputs)
+    words = rng.random((rows, 5)) < 0.7 if kind == "tagging" else None
+    places: list[Place] = [(1, LINEAR), (2, LINEAR), (3, ATTENTION)]
+    base = rng.normal(size=shape) * 3
+    exits = {place: base + rng.normal(size=shape) * 0.4 for place in places}
+    seen: list[np.ndarray] = []
+
+    def heard(logits: Any) -> float:
+        seen.append(np.asarray(logits))
+        return 1.0
+
+    given = Said(base + 100, exits, words, heard)
+    points = Outcomes(spec(kind, std=2.0), rule, PRICES, given).points(places)
+    for point in points:
+        depths, mixture = [], []
+        for row in range(rows):
+            trail = Trail(Kind(kind), rule, rows=1, std=2.0)
+            one = np.asarray([0])
+            part = None if words is None else words[[row]]
+            left = next(
+                (p for p in places if trail.uncertainty(exits[p][[row]], one, part)[0] < point.speed),
+                None,
+            )
+            depths.append(4 if left is None else left[0])
+            mixture.append(given.head[row] if left is None else exits[left][row])
+        assert point.layers == pytest.approx(np.mean(depths))
+        assert any(np.array_equal(np.stack(mixture), scored) for scored in seen)
+    assert len({point.layers for point in points}) > 1
+
+
+def test_the_exit_that_pays_is_kept_and_one_that_is_wrong_or_dear_is_not() -> None:
+    right, wrong = [sure(label, 9.0) for label in GOLD], [sure(1 - label, 9.0) for label in GOLD]
+    both = said(
+        {(1, LINEAR): wrong, (1, ATTENTION): wrong, (2, LINEAR): right, (2, ATTENTION): right, (3, LINEAR): right}
+    )
+    assert worthwhile(Outcomes(spec(), Rule.ENTROPY, PRICES, both), list(both.exits)) == [(2, LINEAR)]
+    dear = Prices(PRICES.trunk, {LINEAR: 6.0, ATTENTION: 6.0}, PRICES.branch)
+    assert worthwhile(Outcomes(spec(), Rule.ENTROPY, dear, both), list(both.exits)) == []
+    assert worthwhile(Outcomes(spec(), Rule.ENTROPY, PRICES, both), []) == []
+
+
+def test_exits_add_up_where_each_knows_other_rows() -> None:
+    first = [sure(0, 9.0), sure(1, 9.0), sure(0, 0.0), sure(0, 0.0)]
+    second = [sure(0, 0.0), sure(0, 0.0), sure(0, 9.0), sure(1, 9.0)]
+    given = said({(1, LINEAR): first, (2, LINEAR): second})
+    assert worthwhile(Outcomes(spec(), Rule.ENTROPY, PRICES, given), list(given.exits)) == [(1, LINEAR), (2, LINEAR)]
+
+
+@pytest.mark.parametrize(("kind", "rule"), [("classification", Rule.PATIENCE), ("regression", Rule.ENTROPY)])
+def test_where_exits_are_compared_two_come_together(kind: str, rule: Rule) -> None:
+    if kind == "regression":
+        head = np.asarray([[1.0], [2.0], [3.0], [4.0]])
+        right, wrong = head + 0.01, head[::-1] * 3
+    else:
+        head = np.asarray([sure(label, 9.0) for label in GOLD])
+        right, wrong = head / 2, -head
+    exits = {(1, LINEAR): wrong, (1, ATTENTION): right, (2, LINEAR): right, (3, LINEAR): wrong}
+    given = Said(head, exits, None, lambda logits: float(np.corrcoef(logits.ravel(), head.ravel())[0, 1]))
+    found = worthwhile(Outcomes(spec(kind), rule, PRICES, given), list(exits))
+    assert found == [(1, ATTENTION), (2, LINEAR)]
+
+
+def test_depths_that_were_asked_for_are_all_kept_in_the_form_that_takes_less_time() -> None:
+    right, wrong = [sure(label, 9.0) for label in GOLD], [sure(1 - label, 9.0) for label in GOLD]
+    given = said({(1, LINEAR): wrong, (1, ATTENTION): right, (2, LINEAR): right, (2, ATTENTION): right})
+    outcomes = Outcomes(spec(), Rule.ENTROPY, PRICES, given)
+    assert at_depths(outcomes, [2, 1], [LINEAR, ATTENTION]) == [(1, ATTENTION), (2, LINEAR)]
