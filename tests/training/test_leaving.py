@@ -11,7 +11,7 @@ from branches import LABELS
 
 from trunkline.model.branch import BranchSpec
 from trunkline.model.exits import Form
-from trunkline.project.speed import Rule, Trail
+from trunkline.project.speed import Rule, Trail, fastest
 from trunkline.project.tasks import Kind
 from trunkline.training.leaving import SPEEDS, Outcomes, Place, Prices, Said, at_depths, worthwhile
 
@@ -35,8 +35,8 @@ def sure(label: int, margin: float) -> list[float]:
 GOLD = np.asarray([0, 1, 0, 1])
 
 
-def accuracy(logits: Any) -> float:
-    return float((np.asarray(logits).argmax(-1) == GOLD).mean())
+def accuracy(logits: Any, rows: Any) -> float:
+    return float((np.asarray(logits).argmax(-1) == GOLD)[rows].mean())
 
 
 def said(exits: dict[Place, Sequence[Sequence[float]]]) -> Said:
@@ -83,7 +83,7 @@ def test_every_row_leaves_where_it_would_if_it_were_alone(kind: str, rule: Rule)
     exits = {place: base + rng.normal(size=shape) * 0.4 for place in places}
     seen: list[np.ndarray] = []
 
-    def heard(logits: Any) -> float:
+    def heard(logits: Any, _: Any) -> float:
         seen.append(np.asarray(logits))
         return 1.0
 
@@ -133,7 +133,7 @@ def test_where_exits_are_compared_two_come_together(kind: str, rule: Rule) -> No
         head = np.asarray([sure(label, 9.0) for label in GOLD])
         right, wrong = head / 2, -head
     exits = {(1, LINEAR): wrong, (1, ATTENTION): right, (2, LINEAR): right, (3, LINEAR): wrong}
-    given = Said(head, exits, None, lambda logits: float(np.corrcoef(logits.ravel(), head.ravel())[0, 1]))
+    given = Said(head, exits, None, lambda logits, _: float(np.corrcoef(logits.ravel(), head.ravel())[0, 1]))
     found = worthwhile(Outcomes(spec(kind), rule, PRICES, given), list(exits))
     assert found == [(1, ATTENTION), (2, LINEAR)]
 
@@ -143,3 +143,21 @@ def test_depths_that_were_asked_for_are_all_kept_in_the_form_that_takes_less_tim
     given = said({(1, LINEAR): wrong, (1, ATTENTION): right, (2, LINEAR): right, (2, ATTENTION): right})
     outcomes = Outcomes(spec(), Rule.ENTROPY, PRICES, given)
     assert at_depths(outcomes, [2, 1], [LINEAR, ATTENTION]) == [(1, ATTENTION), (2, LINEAR)]
+
+
+def test_a_speed_knows_how_sure_its_quality_is() -> None:
+    """Of 100 rows answered right by the head an exit gets 4 wrong: the difference has a standard error of some 0.02."""
+    gold = np.arange(100) % 2
+    head = np.stack([gold == 0, gold == 1], axis=1) * 9.0
+    early = np.where((np.arange(100) < 4)[:, None], head[:, ::-1], head)
+
+    def right(logits: Any, rows: Any) -> float:
+        return float((logits.argmax(-1) == gold)[rows].mean())
+
+    spoken = Said(head, {(1, LINEAR): early}, None, right)
+    points = Outcomes(spec(), Rule.ENTROPY, PRICES, spoken).points([(1, LINEAR)])
+    assert (points[0].quality, points[0].error) == (1.0, 0.0)
+    assert points[-1].quality == pytest.approx(0.96)
+    assert points[-1].error == pytest.approx(np.sqrt(0.04 * 0.96 / 100), rel=0.5)
+    assert fastest(points, 0.95) == 0.0  # 0.96 less its error is not 0.95 for sure
+    assert fastest(points, 0.92) > 0

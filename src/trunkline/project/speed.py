@@ -40,13 +40,15 @@ class Rule(StrEnum):
 
 class SpeedPoint(BaseModel):
     """What a speed came to on `valid`: the task's metric, mean layers run for a row, and mean time, as a fraction of
-    what speed 0 takes by the measured times of the parts.
+    what speed 0 takes by the measured times of the parts. `error` is the standard error of what the metric differs by
+    from that at speed 0: the rows of `valid` are a sample.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     speed: Annotated[float, Field(ge=0, le=1)]
     quality: float
+    error: Annotated[float, Field(ge=0)] = 0.0
     layers: float
     time: float
 
@@ -94,13 +96,13 @@ def _by_task(name: str, given: Any, tasks: Sequence[str]) -> dict[str, float]:
 
 def fastest(points: Sequence[SpeedPoint], keep: float) -> float:
     """The speed of least time among those at which, and below which, the fraction `keep` of the metric at speed 0 is
-    kept on `valid`.
+    kept on `valid`, with one standard error to spare: small sets flatter whatever was chosen on them.
     """
     rising = sorted(points, key=lambda point: point.speed)
     least = keep * rising[0].quality
     kept = [rising[0]]
     for point in rising[1:]:
-        if point.quality < least:
+        if point.quality - point.error < least:
             break
         kept.append(point)
     return min(kept, key=lambda point: (point.time, point.speed)).speed

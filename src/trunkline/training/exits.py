@@ -233,7 +233,7 @@ def _said(
         head=_padded(head) / spec.temperature,
         exits={place: _padded(logits) / temperatures[place] for place, logits in exits.items()},
         words=words,
-        metric=lambda logits: material.metrics(rows, logits)[material.metric],
+        metric=lambda logits, some: material.metrics(rows.take(some), logits[some])[material.metric],
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trunkline.errors import ProjectError
 from trunkline.model.branch import BranchSpec
 from trunkline.model.exits import Form
 from trunkline.project.speed import Floats, Rule, SpeedPoint, Trail, fastest
@@ -26,6 +27,10 @@ SPEEDS = tuple(round((step / 40) ** 2, 4) for step in range(41))
 _SEARCHED = SPEEDS[::2]
 KEEPS = (0.995, 0.99, 0.98)
 """The fractions of quality that exits are chosen for, and reported at."""
+GROUPS = 20
+"""Rows are left out in so many groups to find how sure a metric is."""
+SURE_FROM = 0.9
+"""Below this fraction of quality nobody asks how sure it is."""
 LEAST_GAIN = 0.01
 """An exit must save so much more, of the time that speed 0 takes."""
 
@@ -54,13 +59,14 @@ class Prices:
 @dataclass(frozen=True)
 class Said:
     """What a branch says of the rows of one split on its way: calibrated logits (n, C), or for tagging (n, W, C) with
-    `words` (n, W), those that count. `metric` scores logits of the rows.
+    `words` (n, W), those that count. `metric` scores logits of some of the rows, by their
+    numbers.
     """
 
     head: NDArray[Any]
     exits: Mapping[Place, NDArray[Any]]
     words: NDArray[np.bool_] | None
-    metric: Callable[[NDArray[Any]], float]
+    metric: Callable[[NDArray[Any], NDArray[np.int64]], float]
 
 
 class Outcomes:
@@ -71,14 +77,16 @@ class Outcomes:
         self._rows = np.arange(len(said.head))
         self._names = {place: number for number, place in enumerate(said.exits, 1)}  # the head is 0
         self._scores: dict[bytes, float] = {}
+        order = self._rows if spec.kind is Kind.RELEVANCE else np.random.default_rng(0).permutation(self._rows)
+        self._groups = np.array_split(order, min(GROUPS, len(order)))  # rows of one query stand together
 
     def points(self, places: Sequence[Place]) -> tuple[SpeedPoint, ...]:
         """A point for each of `SPEEDS`, with exits at these places alone."""
-        return self._points(places, SPEEDS, -np.inf)
+        return self._points(places, SPEEDS, -np.inf, errors=True)
 
     def time(self, places: Sequence[Place]) -> float:
         """Mean over `KEEPS` of the least time at which that fraction of quality is kept, by every second speed."""
-        points = self._points(places, _SEARCHED, min(KEEPS))
+        points = self._points(places, _SEARCHED, min(KEEPS), errors=False)
         times = {point.speed: point.time for point in points}
         return float(np.mean([times[fastest(points, keep)] for keep in KEEPS]))
 
@@ -87,7 +95,9 @@ class Outcomes:
         """Whether rows leave where exits agree, so that no row leaves at the first."""
         return self._rule is Rule.PATIENCE or self._spec.kind is Kind.REGRESSION
 
-    def _points(self, places: Sequence[Place], speeds: Sequence[float], enough: float) -> tuple[SpeedPoint, ...]:
+    def _points(
+        self, places: Sequence[Place], speeds: Sequence[float], enough: float, *, errors: bool
+    ) -> tuple[SpeedPoint, ...]:
         """Up to the first of less than the fraction `enough` of quality: `fastest` looks no further."""
         ordered = sorted(places)
         costs = self._prices.costs(self._spec.fork, ordered)
@@ -97,15 +107,18 @@ class Outcomes:
         for speed in speeds:
             leaves = unsure < speed
             left = np.where(leaves.any(1), leaves.argmax(1), len(ordered))  # (n,) positions in `ordered`, or the head
+            names = np.asarray([*(self._names[place] for place in ordered), 0], dtype=np.int16)[left]
+            quality = self._quality(names)
             points.append(
                 SpeedPoint(
                     speed=speed,
-                    quality=self._quality(ordered, left),
+                    quality=quality,
+                    error=self._error(names) if errors and points and quality >= SURE_FROM * points[0].quality else 0.0,
                     layers=float(depths[left].mean()),
                     time=float(costs[left].mean()) if speed else 1.0,  # at speed 0 no exit is run
                 )
             )
-            if points[-1].quality < enough * points[0].quality:
+            if quality < enough * points[0].quality:
                 break
         return tuple(points)
 
@@ -116,17 +129,32 @@ class Outcomes:
         found = [trail.uncertainty(said.exits[place], self._rows, said.words) for place in places]
         return np.stack(found, axis=1) if found else np.empty((len(self._rows), 0))
 
-    def _quality(self, places: Sequence[Place], left: NDArray[np.int64]) -> float:
-        """The metric of rows that left where `left` says; scored once for equal mixtures, of which there are many."""
-        names = np.asarray([*(self._names[place] for place in places), 0], dtype=np.int16)[left]
+    def _quality(self, names: NDArray[np.int16]) -> float:
+        """The metric of rows each answered where `names` says; equal mixtures, of which there are many, once."""
         key = names.tobytes()
         if key not in self._scores:
-            mixture = self._said.head.copy()
-            for place in places:
-                here = names == self._names[place]
-                mixture[here] = self._said.exits[place][here]
-            self._scores[key] = self._said.metric(mixture)
+            self._scores[key] = self._said.metric(self._mixture(names), self._rows)
         return self._scores[key]
+
+    def _error(self, names: NDArray[np.int16]) -> float:
+        """The standard error of what the metric differs by from the head's: a jackknife that leaves out a group of rows
+        at a time (Efron and Tibshirani 1993, chapter 11).
+        """
+        if not names.any():
+            return 0.0
+        mixture, head, metric = self._mixture(names), self._said.head, self._said.metric
+        left = [np.setdiff1d(self._rows, group) for group in self._groups]
+        try:
+            gaps = np.asarray([metric(mixture, rows) - metric(head, rows) for rows in left])
+        except ProjectError:  # so few rows that some groups leave none with a metric
+            return 1.0
+        return float(np.sqrt((len(gaps) - 1) * gaps.var()))
+
+    def _mixture(self, names: NDArray[np.int16]) -> NDArray[Any]:
+        mixture = self._said.head.copy()
+        for place, name in self._names.items():
+            mixture[names == name] = self._said.exits[place][names == name]
+        return mixture
 
 
 def worthwhile(outcomes: Outcomes, places: Sequence[Place]) -> list[Place]:
