@@ -11,6 +11,7 @@ import pytest
 from branches import INPUTS, random_branch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from tiny import tiny_encoder
 
 from trunkline.engine import Input, ItemError, predict
@@ -207,3 +208,23 @@ def test_a_branch_with_exits_survives_its_file(tmp_path: Path) -> None:
     one, other = (TorchEngine(trunk, {"slots": branch}).run(jobs)[0] for branch in (branches["slots"], again))
     for found, expected in zip(one, other, strict=True):
         assert agree(expected["slots"], found["slots"], 0.9)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"exits": exits(1, 1)},
+        {"exits": exits(2, 1)},
+        {"exits": exits(4)},  # the head stands there
+        {"exits": [{"depth": 0, "form": "linear"}]},
+        {"exits": exits(1), "reading": "separate", "pooling": "pair"},
+        {"exits": exits(3), "latents": 2, "pooling": "latents", "fork": 2, "layers": 2},
+        {"speeds": POINTS},
+        {"exits": exits(1), "speeds": POINTS[1:]},
+        {"exits": exits(1), "speeds": [{**POINTS[0], "quality": float("nan")}]},
+    ],
+)
+def test_exits_that_cannot_be_are_no_branch(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    trunk = Trunk(Encoder.load(tiny_encoder(tmp_path / "bert")), "f" * 64)
+    with pytest.raises(ValidationError):
+        random_branch(trunk, "intent", **{"fork": 3, "layers": 1, **wrong})

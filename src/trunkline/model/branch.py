@@ -13,10 +13,11 @@ import json
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -80,6 +81,16 @@ class BranchSpec(BaseModel):
     """What makes a row leave there."""
     speeds: tuple[SpeedPoint, ...] = ()
     """What speeds came to on `valid`, from 0 up; none without exits."""
+
+    @model_validator(mode="after")
+    def _exits_on_the_way(self) -> Self:
+        depths = [one.depth for one in self.exits]
+        if depths != sorted(set(depths)) or not set(depths) <= set(may_exit(self)):
+            raise ValueError(f"exits after layers {depths}, where it can have them after {list(may_exit(self))}")
+        speeds = [point.speed for point in self.speeds]
+        if speeds != sorted(set(speeds)) or speeds[:1] not in ([], [0.0]) or (speeds and not depths):
+            raise ValueError("speeds must rise from 0, and there are none without exits")
+        return self
 
     @property
     def depth(self) -> int:

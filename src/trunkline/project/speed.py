@@ -44,7 +44,7 @@ class SpeedPoint(BaseModel):
     from that at speed 0: the rows of `valid` are a sample.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     speed: Annotated[float, Field(ge=0, le=1)]
     quality: float
