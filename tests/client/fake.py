@@ -31,6 +31,7 @@ REPLY = {
     "model": "assistant",
     "bundle": "a" * 16,
     "layers": 6,
+    "speeds": {},
     "timings": {"queue": 0.1, "tokenise": 0.2, "trunk": 3.0, "branches": 1.0, "total": 4.4},
 }
 

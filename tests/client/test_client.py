@@ -26,6 +26,7 @@ from trunkline.client import (
     ItemError,
     ServerError,
     Span,
+    SpeedPoint,
     Timings,
     Unreachable,
 )
@@ -34,7 +35,8 @@ from trunkline.errors import TrunklineError, UsageError
 Use = Callable[..., Any]
 TASK = {
     "name": "intent", "kind": "classification", "labels": ["alarm", "music"], "positive": None, "pair": False,
-    "max_tokens": 128, "fork": 4, "layers": 1, "branch": "b" * 16, "loaded": True,
+    "max_tokens": 128, "fork": 4, "layers": 1, "depth": 5, "branch": "b" * 16, "loaded": True,
+    "exits": [2, 4], "speeds": [{"speed": 0.0, "quality": 0.9, "error": 0.01, "layers": 5.0, "time": 1.0}],
 }  # fmt: skip
 MODEL = {
     "name": "assistant", "bundle": "a" * 16, "family": "bert", "depth": 6, "width": 384, "engine": "openvino",
@@ -101,6 +103,19 @@ def test_every_form_of_input_goes_out_in_one_request_and_what_is_none_is_left_to
     assert server.asked[0].body == {"inputs": ["a", pair, pair, {"text": "a b", "words": [[0, 1], [2, 3]]}, 7]}
 
 
+def test_a_speed_goes_out_as_given_and_where_texts_left_comes_back(use: Use) -> None:
+    answer = {"label": "alarm", "score": 0.9, "exit_layer": 2, "uncertainty": 0.125, "branch": "b" * 16}
+    content = {**REPLY, "results": [{"intent": answer}], "speeds": {"intent": 0.4}}
+    with serving(say(content)) as server:
+        reply = use(server.url, "predict", ["weck mich"], speed={"intent": 0.4})
+        use(server.url, "predict", ["weck mich"], keep=0.98)
+        use(server.url, "predict", ["weck mich"])
+    assert reply.answers[0]["intent"] == Answer(label="alarm", score=0.9, exit_layer=2, uncertainty=0.125)
+    assert reply.speeds == {"intent": 0.4}
+    dialled = [{key: asked.body[key] for key in asked.body if key != "inputs"} for asked in server.asked]
+    assert dialled == [{"speed": {"intent": 0.4}}, {"keep": 0.98}, {}]
+
+
 def test_any_text_comes_back_as_it_went_out_half_a_surrogate_pair_too(use: Use) -> None:
     text = "grüße 你好 👩‍👩‍👧 \u0000 \ud83d"
     results = [{"intent": {"label": text, "score": 1.0, "scores": {text: 1.0}, "branch": "b"}}]
@@ -121,6 +136,8 @@ def test_what_is_served_comes_typed_and_a_newer_servers_fields_are_passed_over(u
         "classification",
         4,
     )
+    assert (tasks["intent"].depth, tasks["intent"].exits) == (5, (2, 4))
+    assert tasks["intent"].speeds == (SpeedPoint(speed=0.0, quality=0.9, error=0.01, layers=5.0, time=1.0),)
     assert (model.name, model.bundle, model.engine, model.depth) == ("assistant", "a" * 16, "openvino", 6)
 
 
@@ -268,6 +285,7 @@ def test_nobody_there_is_unreachable(use: Use) -> None:
         (json.dumps({**REPLY, "results": []}).encode(), "0 results for 1 inputs"),
         (json.dumps({**REPLY, "results": [{"intent": 7}]}).encode(), "native wire"),
         (json.dumps({**REPLY, "timings": {}}).encode(), "native wire"),
+        (json.dumps({**REPLY, "speeds": 0.5}).encode(), "native wire"),
     ],
 )
 def test_a_reply_that_is_none_is_a_bad_reply_and_not_asked_for_again(use: Use, body: bytes, reason: str) -> None:
@@ -285,6 +303,7 @@ def test_a_reply_that_is_none_is_a_bad_reply_and_not_asked_for_again(use: Use, b
         ((["a", float("nan")],), {}, "JSON"),
         (([{"text": object()}],), {}, "JSON"),
         ((["a"],), {"deadline_ms": 0}, "more than 0"),
+        ((["a"],), {"speed": float("nan")}, "JSON"),
     ],
 )
 def test_what_can_never_be_sent_is_said_before_anything_is(use: Use, given: Any, named: Any, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import asdict
 
 import pytest
@@ -10,6 +11,7 @@ from serving.fakes import MODEL, FakeService
 
 from trunkline.client import AsyncClient, Client, ServerError
 from trunkline.serving.errors import DeadlineExceeded, Overloaded, TooLarge, Unavailable
+from trunkline.serving.native import described
 
 INPUTS = ["wake me at 7", ("wake me", "set an alarm"), {"text": "größe \ud83d"}, {"text": "a", "txt": "b"}, 7, " "]
 
@@ -28,11 +30,28 @@ def test_the_client_answers_what_the_service_answers(served: tuple[str, FakeServ
 
 def test_the_client_describes_the_model_as_the_service_does(served: tuple[str, FakeService]) -> None:
     with Client(served[0]) as client:
-        assert asdict(client.model()) == asdict(MODEL)
+        found = asdict(client.model())
+        assert as_json({**found, "tasks": list(found["tasks"].values())}) == as_json(described(MODEL))
         assert client.tasks() == client.model().tasks
         assert client.ready() is True
         served[1].ready = False
         assert client.ready() is False
+
+
+def as_json(value: object) -> object:
+    return json.loads(json.dumps(value))
+
+
+def test_the_client_asks_for_a_speed_as_the_service_understands_it(served: tuple[str, FakeService]) -> None:
+    url, service = served
+    with Client(url) as client:
+        fast = client.predict(INPUTS, ["intent", "tone"], speed=1)
+        kept = client.predict(INPUTS, ["intent"], keep={"intent": 0.95})
+    expected = asyncio.run(FakeService().predict(INPUTS, ["intent", "tone"], speed=1))
+    assert fast.answers == expected.answers
+    assert fast.answers[0]["intent"].exit_layer == 1  # type: ignore[union-attr]
+    assert (fast.speeds, kept.speeds) == ({"intent": 1.0, "tone": 0.0}, {"intent": 0.4})
+    assert service.dialled == [(1.0, None), (None, {"intent": 0.95})]
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ def test_a_keep_is_the_fastest_speed_below_which_nothing_falls_short() -> None:
     assert fastest(points(0.9, 0.7, 0.9, 0.9), 0.99) == 0.0  # luck further up is not trusted
     assert fastest(points(0.9, 0.95, 0.93), 1.0) == 0.2
     assert fastest(points(0.0, 0.0), 0.99) == 0.1
+    assert [fastest(points(-0.1, -0.11, -0.2), keep) for keep in (0.99, 0.9)] == [0.0, 0.1]
 
 
 def test_a_speed_that_costs_more_than_it_saves_is_not_taken() -> None:

@@ -4,24 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from trunkline.engine.base import Input, ItemError, Work, as_input, fault
 from trunkline.errors import unknown
+from trunkline.project.speed import SpeedPoint
 from trunkline.project.tasks import Answer, Kind, answer, split_words
+from trunkline.serving.admission import asked_speeds
 from trunkline.serving.errors import DeadlineExceeded, Invalid, NotFound, Refusal, Unavailable
 from trunkline.serving.limits import Limits
-from trunkline.serving.replies import Batch, Event, Finished, ModelInfo, Reply, Swapped, TaskInfo, Timings
+from trunkline.serving.replies import Batch, Event, Finished, Left, ModelInfo, Reply, Swapped, TaskInfo, Timings
 
+SPEEDS = (
+    SpeedPoint(speed=0.0, quality=0.9, layers=3.0, time=1.0),
+    SpeedPoint(speed=0.4, quality=0.89, layers=2.0, time=0.8),
+    SpeedPoint(speed=0.8, quality=0.6, layers=1.5, time=0.5),
+)
 TASKS = {
     task.name: task
     for task in (
         TaskInfo("follows", Kind.CLASSIFICATION, ("alarm", "music"), None, True, 64, 3, 1, "0f" * 8),
-        TaskInfo("intent", Kind.CLASSIFICATION, ("alarm", "music", "weather"), None, False, 64, 2, 1, "1a" * 8),
+        TaskInfo(
+            "intent",
+            Kind.CLASSIFICATION,
+            ("alarm", "music", "weather"),
+            None,
+            False,
+            64,
+            2,
+            1,
+            "1a" * 8,
+            exits=(1, 2),
+            speeds=SPEEDS,
+        ),
         TaskInfo("same", Kind.RELEVANCE, ("no", "yes"), "yes", True, 64, 2, 1, "2b" * 8),
         TaskInfo("slots", Kind.TAGGING, ("O", "B-time", "I-time"), None, False, 64, 2, 2, "3c" * 8),
         TaskInfo("tone", Kind.MULTILABEL, ("angry", "happy", "polite", "sad"), None, False, 64, 1, 2, "4d" * 8),
@@ -34,7 +55,8 @@ MODEL = ModelInfo("support", "ab" * 8, TASKS, "bert", 4, 32, "torch", "float32",
 class FakeService:
     """The surface of `Service`. `refusal` is raised by every call while it is set, `seconds` is what an answer takes.
 
-    `asked` keeps what `predict` was given, `calls` what was done to the model.
+    `asked` keeps what `predict` was given, `dialled` the speed and the keep that came with it, `calls` what was done to
+    the model.
     """
 
     def __init__(self, model: ModelInfo | None = MODEL, limits: Limits | None = None) -> None:
@@ -42,9 +64,11 @@ class FakeService:
         self.ready = True
         self.live = True
         self.waiting = 0
+        self.level = 0.0
         self.refusal: Refusal | None = None
         self.seconds = 0.0
         self.asked: list[tuple[list[object], list[str] | None, float | None]] = []
+        self.dialled: list[tuple[Any, Any]] = []
         self.calls: list[tuple[str, object]] = []
         self.cancelled = 0
         self._model = model
@@ -57,11 +81,18 @@ class FakeService:
         return self._model
 
     async def predict(
-        self, inputs: Sequence[object], tasks: Sequence[str] | None = None, *, deadline_ms: float | None = None
+        self,
+        inputs: Sequence[object],
+        tasks: Sequence[str] | None = None,
+        *,
+        deadline_ms: float | None = None,
+        speed: Any = None,
+        keep: Any = None,
     ) -> Reply:
         self.asked.append((list(inputs), None if tasks is None else list(tasks), deadline_ms))
+        self.dialled.append((speed, keep))
         try:
-            reply = await self._predict(inputs, tasks, deadline_ms)
+            reply = await self._predict(inputs, tasks, deadline_ms, speed, keep)
         except Refusal as refusal:
             self.emit(Finished(refusal.status, (), len(inputs), 0.0, 0.0, 0))
             raise
@@ -72,10 +103,13 @@ class FakeService:
         work = Work(0.001, 0.002, 0.001, len(inputs), 8 * len(inputs), 10 * len(inputs), 3 * len(inputs))
         self.emit(Batch(reply.model.bundle, len(inputs), 1, 0.004, work))
         names = tuple(dict.fromkeys(name for row in reply.answers for name in row))
-        self.emit(Finished(200, names, len(inputs), reply.timings.queue, reply.timings.total, reply.layers))
+        exits = {name: Left(speed, left_at(reply, name)) for name, speed in reply.speeds.items() if speed}
+        self.emit(Finished(200, names, len(inputs), reply.timings.queue, reply.timings.total, reply.layers, exits))
         return reply
 
-    async def _predict(self, inputs: Sequence[object], tasks: Sequence[str] | None, deadline_ms: float | None) -> Reply:
+    async def _predict(
+        self, inputs: Sequence[object], tasks: Sequence[str] | None, deadline_ms: float | None, speed: Any, keep: Any
+    ) -> Reply:
         if self.refusal is not None:
             raise self.refusal
         model = self.model
@@ -87,13 +121,15 @@ class FakeService:
                 raise NotFound(unknown("task", name, model.tasks))
             if not model.tasks[name].loaded:
                 raise Unavailable(f"task '{name}' is unloaded")
+        dials = asked_speeds(names, speed, keep)
+        speeds = {name: dial.of(model.tasks[name].speeds) for name, dial in dials.items()}
         if deadline_ms is not None and deadline_ms < 1000 * self.seconds:
             raise DeadlineExceeded(f"not answered within {deadline_ms:g} ms")
         await asyncio.sleep(self.seconds)
         items = [as_input(item) for item in inputs]
-        answers = [{name: made_up(model.tasks[name], item) for name in names} for item in items]
+        answers = [{name: made_up(model.tasks[name], item, speeds.get(name, 0.0)) for name in names} for item in items]
         layers = max((model.tasks[name].fork for name in names), default=0)
-        return Reply(answers, model, Timings(0.5, 1.0, 2.0, 1.0, 4.5), layers)
+        return Reply(answers, model, Timings(0.5, 1.0, 2.0, 1.0, 4.5), layers, speeds)
 
     async def swap(self, bundle: Path | None = None) -> ModelInfo:
         self.calls.append(("swap", bundle))
@@ -136,8 +172,14 @@ class FakeService:
         self.ready = self.live = False
 
 
-def made_up(task: TaskInfo, item: Input | ItemError) -> Answer | ItemError:
-    """An answer of the task's kind that depends on the task and the texts alone."""
+def left_at(reply: Reply, task: str) -> Counter[int]:
+    """How many answers of a task came after how many layers."""
+    answers = [row[task] for row in reply.answers]
+    return Counter(one.exit_layer for one in answers if isinstance(one, Answer) and one.exit_layer is not None)
+
+
+def made_up(task: TaskInfo, item: Input | ItemError, speed: float = 0.0) -> Answer | ItemError:
+    """An answer of the task's kind that depends on the task and the texts alone, and with exits on the speed."""
     reason = fault(item, ("text", "pair") if task.pair else ("text",), words=task.kind is Kind.TAGGING)
     if reason is not None:
         return reason
@@ -146,4 +188,9 @@ def made_up(task: TaskInfo, item: Input | ItemError) -> Answer | ItemError:
     random = np.random.default_rng(seed)
     words = split_words(item.text) if item.words is None else list(item.words)
     shape = (len(words), len(task.labels)) if task.kind is Kind.TAGGING else (max(1, len(task.labels)),)
-    return answer(task.kind, task.labels, task.positive, random.normal(size=shape), item.text, words)
+    found = answer(task.kind, task.labels, task.positive, random.normal(size=shape), item.text, words)
+    if not speed:
+        return found
+    unsure = {depth: float(random.random()) for depth in (*task.exits, task.depth)}
+    left = next((depth for depth in task.exits if unsure[depth] < speed), task.depth)
+    return replace(found, exit_layer=left, uncertainty=unsure[left])

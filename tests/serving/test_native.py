@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the server's tests need the extra serve")
 
-from serving.fakes import MODEL, TASKS, FakeService
+from serving.fakes import MODEL, SPEEDS, TASKS, FakeService
 from starlette.testclient import TestClient
 from starlette.types import Message
 
@@ -133,10 +133,22 @@ def test_an_answer_may_hold_any_text(client: TestClient) -> None:
     [
         (
             {"inputs": [TEXT], "task": ["tone"]},
-            "unknown key 'task' (did you mean 'tasks'? keys: deadline_ms, inputs, tasks)",
+            "unknown key 'task' (did you mean 'tasks'? keys: deadline_ms, inputs, keep, speed, tasks)",
         ),
-        ({"inputs": [TEXT], "speed": 0.5}, "unknown key 'speed' (keys: deadline_ms, inputs, tasks)"),
-        ({"inputs": [TEXT], "keep": ["tone"]}, "unknown key 'keep' (keys: deadline_ms, inputs, tasks)"),
+        ({"inputs": [TEXT], "speed": 1.5}, "speed is a number from 0 to 1; found 1.5"),
+        ({"inputs": [TEXT], "speed": "fast"}, 'speed is a number from 0 to 1; found "fast"'),
+        ({"inputs": [TEXT], "speed": True}, "speed is a number from 0 to 1; found true"),
+        ({"inputs": [TEXT], "keep": ["tone"]}, "keep is a number from 0 to 1; found an array of 1"),
+        ({"inputs": [TEXT], "keep": {"tone": -0.1}}, "keep is a number from 0 to 1; found -0.1"),
+        ({"inputs": [TEXT], "keep": {"tone": None}}, "keep is a number from 0 to 1; found null"),
+        (
+            {"inputs": [TEXT], "tasks": ["intent"], "keep": {"intnt": 0.9}},
+            "keep: unknown task 'intnt' (did you mean 'intent'? tasks: intent)",
+        ),
+        (
+            {"inputs": [TEXT], "tasks": ["intent"], "speed": 0.5, "keep": {"intent": 0.9}},
+            "ask for a speed or for a keep, not for both (task 'intent')",
+        ),
         ({"tasks": ["tone"]}, "inputs: Field required"),
         ({"inputs": TEXT}, 'inputs: Input should be a valid list; found "wake me at seven"'),
         ({"inputs": []}, "inputs: List should have at least 1 item after validation, not 0; found an array of 0"),
@@ -145,7 +157,7 @@ def test_an_answer_may_hold_any_text(client: TestClient) -> None:
         ({"inputs": [TEXT], "deadline_ms": "5"}, 'deadline_ms: Input should be a valid number; found "5"'),
         ({"inputs": [TEXT], "deadline_ms": 0}, "deadline_ms: Input should be greater than 0; found 0"),
         ({"inputs": [TEXT], "deadline_ms": True}, "deadline_ms: Input should be a valid number; found true"),
-        ([TEXT], "the body must be an object with inputs, tasks, deadline_ms; found an array of 1"),
+        ([TEXT], "the body must be an object with inputs, tasks, deadline_ms, speed, keep; found an array of 1"),
     ],
 )
 def test_what_is_wrong_in_a_request_is_said(client: TestClient, body: object, message: str) -> None:
@@ -188,6 +200,22 @@ def test_a_deadline_reaches_the_service(service: FakeService, client: TestClient
     assert service.asked == [([TEXT], None, 12.5)]
 
 
+def test_a_speed_reaches_the_service_and_the_answer_says_where_its_text_left(
+    service: FakeService, client: TestClient
+) -> None:
+    plain = ask(client, TEXT, tasks=["intent", "tone"])
+    assert plain["speeds"] == {}
+    assert "exit_layer" not in plain["results"][0]["intent"]
+    fast = ask(client, TEXT, tasks=["intent", "tone"], speed=1)
+    assert fast["speeds"] == {"intent": 1.0, "tone": 0.0}
+    assert fast["results"][0]["intent"]["exit_layer"] == 1
+    assert 0 <= fast["results"][0]["intent"]["uncertainty"] <= 1
+    assert fast["results"][0]["tone"] == plain["results"][0]["tone"]
+    kept = ask(client, TEXT, tasks=["intent", "tone"], keep={"intent": 0.95}, speed=None)
+    assert kept["speeds"] == {"intent": 0.4, "tone": 0.0}
+    assert service.dialled == [(None, None), (1.0, None), (None, {"intent": 0.95})]
+
+
 def test_tasks_and_model_say_what_is_served(client: TestClient) -> None:
     tasks = client.get("/v1/tasks").json()["tasks"]
     assert [task["name"] for task in tasks] == sorted(TASKS)
@@ -200,9 +228,13 @@ def test_tasks_and_model_say_what_is_served(client: TestClient) -> None:
         "max_tokens": 64,
         "fork": 2,
         "layers": 1,
+        "depth": 3,
         "branch": "1a" * 8,
         "loaded": True,
+        "exits": [1, 2],
+        "speeds": [point.model_dump() for point in SPEEDS],
     }
+    assert (tasks[4]["exits"], tasks[4]["speeds"]) == ([], [])
     model = client.get("/v1/model").json()
     assert model.pop("tasks") == tasks
     assert model == {

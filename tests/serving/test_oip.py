@@ -234,6 +234,56 @@ def test_the_id_comes_back_and_the_timeout_is_the_deadline(wire: Wire) -> None:
     assert wire.service.asked.pop()[2] is None
 
 
+def test_speeds_of_the_request_are_for_all_tasks_and_those_of_an_output_for_its_own(wire: Wire) -> None:
+    plain = wire.outputs("support", asking("intent", "tone"))
+    assert [set(output) for output in plain.values()] == [{"name", "datatype", "shape", "data"}] * 2
+    fast = wire.outputs("support", asking("intent", "tone", parameters={"speed": 0.5}))
+    assert [output.pop("parameters") for output in fast.values()] == [
+        {"speed": 0.5},
+        {"speed": 0.0},
+    ]  # tone has no exits
+    assert fast == plain
+    body = asking("intent", "intent.scores", "tone", parameters={"speed": 0.5})
+    body["outputs"][1]["parameters"] = {"keep": 0.95}
+    kept = wire.outputs("support", body)
+    assert [output["parameters"]["speed"] for output in kept.values()] == [0.4, 0.4, 0.0]
+    speeds = [{"intent": 0.5, "tone": 0.5}, {"tone": 0.5}]
+    assert wire.service.dialled == [(None, None), (speeds[0], None), (speeds[1], {"intent": 0.95})]
+    body["outputs"][0]["parameters"] = {"binary_data": True}
+    head = wire.infer("support", body)
+    [binary, *_] = json.loads(head.content[: int(head.headers[HEADER])])["outputs"]
+    assert set(binary["parameters"]) == {"speed", "binary_data_size"}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "output", "message"),
+    [
+        ({"speed": 2}, {}, "parameter 'speed' is a number from 0 to 1; found 2"),
+        ({"keep": "0.9"}, {}, "parameter 'keep' is a number from 0 to 1; found \"0.9\""),
+        ({"speed": {"intent": 0.5}}, {}, "parameter 'speed' is a number from 0 to 1; found an object of 1"),
+        ({"speed": 0.5, "keep": 0.9}, {}, "not for both (task 'intent')"),
+        ({}, {"speed": 0.5, "keep": 0.9}, "not for both (task 'intent')"),
+        ({}, {"speed": True}, "output 'intent': speed is a number from 0 to 1; found true"),
+    ],
+)
+def test_a_speed_that_is_none_is_refused(
+    wire: Wire, parameters: dict[str, Any], output: dict[str, Any], message: str
+) -> None:
+    body = asking("intent", parameters=parameters)
+    body["outputs"][0]["parameters"] = output
+    response = wire.infer("support", body)
+    assert (response.status_code, message in response.json()["error"]) == (400, True), response.text
+
+
+def test_outputs_of_a_task_cannot_ask_for_different_speeds(wire: Wire) -> None:
+    body = asking("intent", "intent.scores", "tone")
+    for output, speed in zip(body["outputs"], (0.5, 0.6, 0.7), strict=True):
+        output["parameters"] = {"speed": speed}
+    response = wire.infer("support", body)
+    assert response.status_code == 400
+    assert response.json()["error"].startswith("the outputs of task 'intent' ask for different speeds")
+
+
 # Rows that a task cannot read
 
 

@@ -245,6 +245,17 @@ def test_triton_gets_classes(client: triton.InferenceServerClient, expected: Exp
     assert [row[0].decode().split(":")[2] for row in classes] == expected.labels("intent")
 
 
+@pytest.mark.parametrize("binary", [True, False])
+def test_triton_asks_for_a_speed_and_is_told_which_was_used(fake: FakeService, faked: Server, binary: bool) -> None:
+    with triton.InferenceServerClient(faked.address) as client:
+        names = ("intent", "intent.scores")
+        outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in names]
+        result = client.infer("support", [triton_input("text", TEXTS)], outputs=outputs, parameters={"keep": 0.95})
+    assert fake.dialled == [(None, {"intent": 0.95})]
+    assert [output["parameters"]["speed"] for output in result.get_response()["outputs"]] == [0.4, 0.4]
+    assert (len(result.as_numpy("intent")), result.as_numpy("intent.scores").shape) == (3, (3, 3))
+
+
 def test_triton_infers_at_once_and_collects_later(client: triton.InferenceServerClient, bundle: Bundle) -> None:
     batches = [[f"text {number}", *TEXTS] for number in range(8)]
     pending = [client.async_infer("intent", [triton_input("text", batch)]) for batch in batches]

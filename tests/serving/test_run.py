@@ -69,7 +69,7 @@ def serving(*arguments: str, project: Path = Path(), **environment: str) -> Iter
 
 def test_a_server_answers_as_the_library_does_swaps_and_ends_in_order_on_sigterm(bundles: Bundles) -> None:
     with (
-        serving(str(bundles.first), TRUNKLINE_ADMIN_KEY="secret key") as running,
+        serving(str(bundles.first), "--floor", "0.98", TRUNKLINE_ADMIN_KEY="secret key") as running,
         httpx.Client(base_url=running.url, timeout=60) as client,
     ):
         assert running.greeting[0].startswith(f"serving served, bundle {bundles.first.name}, at http://127.0.0.1:")
@@ -163,6 +163,7 @@ def test_a_port_in_use_is_said_at_once(bundles: Bundles) -> None:
 def test_limits_are_named_with_their_numbers() -> None:
     assert limits_of(["items=5", "drain_seconds=0.5"]) == Limits(items=5, drain_seconds=0.5)
     assert limits_of([]) == Limits()
+    assert limits_of(["floor=0.98"]).floor == 0.98
 
 
 @pytest.mark.parametrize(
@@ -173,6 +174,7 @@ def test_limits_are_named_with_their_numbers() -> None:
         ("items=0", "--limit items=0: Input should be greater than or equal to 1"),
         ("items=many", "--limit items=many: "),
         ("deadline_ms=inf", "--limit deadline_ms=inf: "),
+        ("floor=2", "--limit floor=2: Input should be less than or equal to 1"),
     ],
 )
 def test_a_limit_that_cannot_be_is_refused(given: str, message: str) -> None:

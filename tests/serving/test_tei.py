@@ -110,6 +110,16 @@ def test_raw_scores_of_a_relevance_are_its_log_odds(
     assert math.isfinite(rank["score"])
 
 
+def test_a_speed_may_be_asked_for_and_a_header_says_which_was_used(service: FakeService, client: TestClient) -> None:
+    plain = post(client, "intent/predict", inputs=TEXT)
+    assert "x-trunkline-speed" not in plain.headers
+    kept = post(client, "intent/predict", inputs=TEXT, keep=0.95)
+    assert (kept.json(), kept.headers["x-trunkline-speed"]) == (plain.json(), "0.4")
+    ranked = post(client, "same/rerank", query=TEXT, texts=["a", "b"], speed=0.5)
+    assert ranked.headers["x-trunkline-speed"] == "0"  # it has no exits
+    assert service.dialled == [(None, None), (None, 0.95), (0.5, None)]
+
+
 def test_info_describes_a_task_as_a_model(service: FakeService, client: TestClient) -> None:
     info = client.get("/tasks/intent/info").json()
     assert info["model_id"] == "support/intent"
@@ -133,6 +143,14 @@ def test_info_describes_a_task_as_a_model(service: FakeService, client: TestClie
         ("intent/predict", {"inputs": TEXT, "truncation_direction": "Left"}, "truncation_direction: Input should be"),
         ("intent/predict", {"inputs": TEXT, "raw_scores": True}, "gives probabilities only"),
         ("intent/predict", {"inputs": TEXT, "top_k": 1}, "unknown key 'top_k'"),
+        ("intent/predict", {"inputs": TEXT, "speed": 2}, "speed is a number from 0 to 1; found 2"),
+        (
+            "intent/predict",
+            {"inputs": TEXT, "speed": {"intent": 0.5}},
+            "speed is a number from 0 to 1; found an object",
+        ),
+        ("intent/predict", {"inputs": TEXT, "speed": 0.5, "keep": 0.9}, "not for both"),
+        ("same/rerank", {"query": TEXT, "texts": ["a"], "keep": "most"}, "keep is a number from 0 to 1"),
         ("intent/predict", {"inputs": []}, "inputs: give a text, a pair [text, text_pair] or a batch"),
         ("intent/predict", {"inputs": {"text": TEXT}}, "found an object of 1"),
         (

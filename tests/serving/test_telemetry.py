@@ -21,7 +21,7 @@ from trunkline.serving import tracing
 from trunkline.serving.app import create_app
 from trunkline.serving.errors import Overloaded
 from trunkline.serving.gate import Exchange
-from trunkline.serving.replies import Batch, Finished, Swapped, WorkerStopped
+from trunkline.serving.replies import Batch, Finished, Left, Swapped, WorkerStopped
 
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -74,6 +74,23 @@ def test_a_request_is_counted_by_stage_by_task_and_by_route(client: TestClient) 
     assert value(found, "http_seconds_count", method="POST", route="/tasks/{task}/predict", status="200") == 1
 
 
+def test_where_texts_leave_is_counted_for_tasks_run_at_a_speed(service: FakeService, client: TestClient) -> None:
+    client.post("/v1/predict", json={"inputs": ["a"]})
+    assert not [name for name, labels in figures(client) if "exit_layer" in name or name.startswith("trunkline_speed")]
+    left = {"intent": Left(0.4, {1: 3, 3: 1})}
+    service.emit(Finished(200, ("intent", "tone"), 4, 0.5, 4.5, 2, left))
+    service.emit(Finished(200, ("intent",), 1, 0.5, 4.5, 1, {"intent": Left(0.8, {1: 1})}))
+    found = figures(client)
+    layers = {le: value(found, "exit_layer_bucket", task="intent", le=le) for le in ("1.0", "2.0", "3.0", "+Inf")}
+    assert layers == {"1.0": 4, "2.0": 4, "3.0": 5, "+Inf": 5}
+    assert value(found, "exit_layer_sum", task="intent") == 7
+    assert value(found, "speed_count", task="intent") == 2
+    assert value(found, "speed_sum", task="intent") == pytest.approx(1.2)
+    assert value(found, "speed_count", task="tone") is None
+    service._become(replace(MODEL, tasks={"tone": MODEL.tasks["tone"]}))
+    assert not [labels for _, labels in figures(client) if ("task", "intent") in labels]
+
+
 def test_caches_restarts_and_swaps_are_counted(service: FakeService, client: TestClient) -> None:
     service.emit(Batch("ab" * 8, 4, 1, 0.1, Work(rows=1, hits=3, misses=1)))
     service.emit(WorkerStopped("killed"))
@@ -100,9 +117,9 @@ def test_refusals_are_counted_by_kind(service: FakeService, client: TestClient) 
 
 
 def test_gauges_say_what_is_now(service: FakeService, client: TestClient) -> None:
-    service.waiting = 7
+    service.waiting, service.level = 7, 0.25
     found = figures(client)
-    assert (value(found, "ready"), value(found, "waiting_rows")) == (1, 7)
+    assert (value(found, "ready"), value(found, "waiting_rows"), value(found, "load_level")) == (1, 7, 0.25)
     served = {"model": "support", "engine": "torch", "dtype": "float32"}
     assert value(found, "model", bundle="ab" * 8, **served) == 1
     service._become(replace(MODEL, bundle="cd" * 8))

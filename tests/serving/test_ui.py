@@ -20,7 +20,7 @@ pytest.importorskip("uvicorn", reason="the playground's tests need the extra ser
 import httpx
 import uvicorn
 from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, expect, sync_playwright
-from serving.fakes import FakeService
+from serving.fakes import SPEEDS, FakeService
 
 from trunkline.engine.base import ItemError
 from trunkline.project.tasks import Answer, Kind, Span
@@ -46,6 +46,9 @@ SAME = task("same", Kind.RELEVANCE, ("no", "yes"), 5, pair=True)
 SLOTS = task("slots", Kind.TAGGING, ("O", "B-person", "I-person", "B-place", "I-place"), 3)
 TONE = task("tone", Kind.MULTILABEL, ("angry", "joking", "polite"), 2)
 URGENCY = task("urgency", Kind.REGRESSION, (), 4, layers=0)
+EARLY = replace(INTENT, exits=(1, 4), speeds=SPEEDS)
+UNCERTAIN = {1: 0.9, 4: 0.5, 5: 0.25}
+"""How unsure its exits and its head are of any text."""
 DEFAULT = (INTENT, SAME, SLOTS, TONE, URGENCY)
 
 
@@ -60,17 +63,23 @@ class Service(FakeService):
         self.serve(*DEFAULT)
         self.refusal = None
         self.asked.clear()
+        self.dialled.clear()
 
     def serve(self, *tasks: TaskInfo, **about: str) -> None:
         self._become(model(*tasks, **about))
 
-    async def predict(
-        self, inputs: Sequence[object], tasks: Sequence[str] | None = None, *, deadline_ms: float | None = None
-    ) -> Reply:
-        reply = await super().predict(inputs, tasks, deadline_ms=deadline_ms)
+    async def predict(self, inputs: Sequence[object], tasks: Sequence[str] | None = None, **options: Any) -> Reply:
+        reply = await super().predict(inputs, tasks, **options)
         named = [reply.model.tasks[name] for name in reply.answers[0]]
         answers = {task.name: foretold(task, inputs[0]["text"]) for task in named}  # type: ignore[index]
-        return replace(reply, answers=[answers], timings=Timings(0.5, 0.25, 6.0, 3.0, 10.0))
+        layers = reply.layers
+        for task in named:
+            if found := reply.speeds.get(task.name):
+                exits = (depth for depth in task.exits if found >= UNCERTAIN[depth])
+                left = next(exits, task.depth)
+                answers[task.name] = replace(answers[task.name], exit_layer=left, uncertainty=UNCERTAIN[left])
+                layers = max(min(left, task.fork), *(other.fork for other in named if other is not task), 0)
+        return replace(reply, answers=[answers], layers=layers, timings=Timings(0.5, 0.25, 6.0, 3.0, 10.0))
 
 
 def foretold(task: TaskInfo, text: str) -> Answer | ItemError:
@@ -431,6 +440,42 @@ def test_a_task_that_is_not_loaded_cannot_be_asked(page: Page, service: Service)
     assert service.asked[0][1] == ["intent"]
 
 
+def test_a_speed_lets_texts_leave_and_moving_it_asks_again(page: Page, service: Service) -> None:
+    expect(page.get_by_label("Speed")).to_be_hidden()  # no task has exits
+    service.serve(EARLY, TONE)
+    page.reload()
+    speed = page.get_by_label("Speed")
+    expect(speed).to_be_visible()
+    ask(page, APPOINTMENT)
+    expect(page.get_by_role("status")).to_contain_text("3 of 6 trunk layers run")
+    expect(row(page, "intent")).not_to_contain_text("uncertainty")
+    speed.fill("0.6")
+    expect(row(page, "intent")).to_contain_text("left at layer 4 of 5 · uncertainty 0.50")
+    assert [block.get_attribute("class") for block in page.locator("svg .branch[data-task=intent] .block").all()] == [
+        "block lit",
+        "block ready",
+    ]
+    speed.focus()
+    page.keyboard.press("End")
+    expect(row(page, "intent")).to_contain_text("left at layer 1 of 5 · uncertainty 0.90")
+    expect(row(page, "tone")).not_to_contain_text("uncertainty")
+    expect(page.get_by_role("status")).to_contain_text("2 of 6 trunk layers run")  # for the other task
+    expect(
+        page.get_by_role("img", name="intent leaves at layer 3 with 2 own layers: move, after layer 1.")
+    ).to_be_visible()
+    page.get_by_role("link", name="Link to this").click()
+    speed.fill("0.05")
+    expect(row(page, "intent")).to_contain_text("stayed to layer 5 of 5 · uncertainty 0.25")
+    assert service.dialled == [(None, None), (0.6, None), (1.0, None), (0.05, None)]
+    page.reload()
+    expect(page.locator("#speed-shown")).to_have_text("1.00")
+    expect(row(page, "intent")).to_contain_text("left at layer 1 of 5")
+    page.get_by_role("checkbox", name="intent").uncheck()
+    expect(speed).to_be_hidden()
+    expect(page.get_by_role("status")).to_contain_text("1 answer")
+    assert service.dialled[-1] == (None, None)
+
+
 @pytest.mark.parametrize("width", [360, 700, 1180])
 def test_nothing_is_wider_than_the_screen(page: Page, service: Service, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 740})
@@ -438,7 +483,8 @@ def test_nothing_is_wider_than_the_screen(page: Page, service: Service, width: i
     many = [
         task(f"a_task_with_a_long_name_{i}", Kind.CLASSIFICATION, (long, "b", f"{long}!"), i % 7) for i in range(30)
     ]
-    service.serve(*many, replace(SLOTS, labels=("O", "B-person", "B-place")), SAME)
+    early = [replace(each, exits=(1,), speeds=SPEEDS) for each in many[1::2]]
+    service.serve(*many[::2], *early, replace(SLOTS, labels=("O", "B-person", "B-place")), SAME)
     page.reload()
     expect(page.locator("#tasks .chip")).to_have_count(32)
     assert page.evaluate(OVERFLOW) == 0
@@ -486,8 +532,9 @@ FOCUSED = """() => {
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_has_the_contrast_of_wcag_aa(page: Page, service: Service, scheme: Any) -> None:
     page.emulate_media(color_scheme=scheme)
-    service.serve(INTENT, SAME, SLOTS, replace(SLOTS, name="slots2"), TONE, replace(URGENCY, loaded=False))
+    service.serve(EARLY, SAME, SLOTS, replace(SLOTS, name="slots2"), TONE, replace(URGENCY, loaded=False))
     page.reload()
+    page.get_by_label("Speed").fill("1")
     page.get_by_role("checkbox", name="slots2").uncheck()
     ask(page, "Zoë in Paris")
     expect(row(page, "slots").locator("mark")).to_have_count(2)

@@ -7,7 +7,7 @@
 
 from trunkline.client.clients import AsyncClient, Client
 from trunkline.client.errors import BadReply, ClientError, ServerError, Unreachable
-from trunkline.client.replies import ModelInfo, Reply, TaskInfo, Timings
+from trunkline.client.replies import ModelInfo, Reply, SpeedPoint, TaskInfo, Timings
 from trunkline.engine.base import Input, ItemError
 from trunkline.project.tasks import Answer, Span
 
@@ -23,6 +23,7 @@ __all__ = [
     "Reply",
     "ServerError",
     "Span",
+    "SpeedPoint",
     "TaskInfo",
     "Timings",
     "Unreachable",

@@ -92,8 +92,17 @@ T = TypeVar("T")
 Call = Generator[Send | Wait, Got | Lost | None, T]
 
 
+Speed = float | Mapping[str, float] | None
+"""A number from 0 to 1 for all tasks, or numbers by task."""
+
+
 def predict(
-    settings: Settings, inputs: Iterable[object], tasks: Iterable[str] | None, deadline_ms: float | None
+    settings: Settings,
+    inputs: Iterable[object],
+    tasks: Iterable[str] | None,
+    deadline_ms: float | None,
+    speed: Speed,
+    keep: Speed,
 ) -> Call[Reply]:
     """All inputs in one request. Raises UsageError before anything is sent for what cannot be put into JSON."""
     if isinstance(inputs, str | bytes | Mapping):
@@ -105,6 +114,9 @@ def predict(
     content: dict[str, Any] = {"inputs": [_plain(item) for item in inputs]}
     if tasks is not None:
         content["tasks"] = list(tasks)
+    for name, value in (("speed", speed), ("keep", keep)):
+        if value is not None:
+            content[name] = dict(value) if isinstance(value, Mapping) else value
     got = yield from _exchange(settings, "POST", PREDICT, content, deadline_ms)
     return replies.read(PREDICT, got.body, lambda found: replies.reply(found, asked=len(content["inputs"])))
 
@@ -191,7 +203,7 @@ def _body(content: dict[str, Any] | None, deadline: float | None) -> bytes | Non
     try:
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError) as error:
-        raise UsageError(f"the inputs cannot be sent as JSON: {error}") from None
+        raise UsageError(f"the request cannot be sent as JSON: {error}") from None
 
 
 def _backoff(attempt: int) -> float:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from trunkline.client import calls
-from trunkline.client.calls import Call, Got, Lost, Send, Settings, Wait
+from trunkline.client.calls import Call, Got, Lost, Send, Settings, Speed, Wait
 from trunkline.client.replies import ModelInfo, Reply, TaskInfo
 from trunkline.errors import MissingExtra, UsageError
 
@@ -42,16 +42,25 @@ class Client:
         self._http = httpx.Client(**options)
 
     def predict(
-        self, inputs: Iterable[object], tasks: Iterable[str] | None = None, *, deadline_ms: float | None = None
+        self,
+        inputs: Iterable[object],
+        tasks: Iterable[str] | None = None,
+        *,
+        deadline_ms: float | None = None,
+        speed: Speed = None,
+        keep: Speed = None,
     ) -> Reply:
         """Answers of the tasks (all by default) for each input, in one request.
 
         An input is a text, a pair (text, text_pair), or {"text": …, "text_pair": …}. Nothing is split: a request that
         is too large for the server is a ServerError that names the limit. The server drops what it has not begun
-        `deadline_ms` milliseconds from now, and the client then tries no more. Raises UsageError for what is no list of
-        inputs.
+        `deadline_ms` milliseconds from now, and the client then tries no more.
+
+        `speed`, from 0 (the default, off) to 1, lets texts leave at a task's exits; `keep` asks for the fastest speed
+        that keeps this fraction of the task's quality. Either is one number, or numbers by task. Raises UsageError for
+        what is no list of inputs.
         """
-        return self._run(calls.predict(self._settings, inputs, tasks, deadline_ms))
+        return self._run(calls.predict(self._settings, inputs, tasks, deadline_ms, speed, keep))
 
     def tasks(self) -> Mapping[str, TaskInfo]:
         """The tasks that are being served, by name."""
@@ -112,10 +121,16 @@ class AsyncClient:
         self._http = httpx.AsyncClient(**options)
 
     async def predict(
-        self, inputs: Iterable[object], tasks: Iterable[str] | None = None, *, deadline_ms: float | None = None
+        self,
+        inputs: Iterable[object],
+        tasks: Iterable[str] | None = None,
+        *,
+        deadline_ms: float | None = None,
+        speed: Speed = None,
+        keep: Speed = None,
     ) -> Reply:
         """See `Client.predict`. Cancelling it closes its connection, and the server drops the request."""
-        return await self._run(calls.predict(self._settings, inputs, tasks, deadline_ms))
+        return await self._run(calls.predict(self._settings, inputs, tasks, deadline_ms, speed, keep))
 
     async def tasks(self) -> Mapping[str, TaskInfo]:
         """See `Client.tasks`."""

@@ -33,7 +33,8 @@ class Reply:
     """Answers per input in the order given, {task: Answer}, or ItemError where a task cannot read an input.
 
     One bundle gave them all: `bundle` is its id, `model` its name, and `branches` holds the version of each branch that
-    answered. `layers` counts the trunk layers that were run.
+    answered. `layers` counts the trunk layers that were run. `speeds` are those that were used: of every task where a
+    speed or keep was asked for, else of those whose speed the server raised.
     """
 
     answers: list[dict[str, Answer | ItemError]]
@@ -42,6 +43,20 @@ class Reply:
     branches: Mapping[str, str]
     layers: int
     timings: Timings
+    speeds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class SpeedPoint:
+    """What a speed came to on `valid`: the task's metric, with the standard error of what it differs by from that at
+    speed 0, mean layers run for a text, and mean time, as a fraction of what speed 0 takes.
+    """
+
+    speed: float
+    quality: float
+    error: float
+    layers: float
+    time: float
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,8 @@ class TaskInfo:
     """One task that is served.
 
     `kind` is a `trunkline.project.tasks.Kind`; `pair` says that it needs a text_pair; it reads the trunk at `fork`
-    and has `layers` of its own; `branch` is its version, which changes when its branch does and only then.
+    and has `layers` of its own, `depth` in all; `branch` is its version, which changes when its branch does and only
+    then. Where it has `exits`, the depths at which a text may leave, `speeds` is what speeds come to.
     """
 
     name: str
@@ -60,8 +76,11 @@ class TaskInfo:
     max_tokens: int
     fork: int
     layers: int
+    depth: int
     branch: str
     loaded: bool
+    exits: tuple[int, ...]
+    speeds: tuple[SpeedPoint, ...]
 
 
 @dataclass(frozen=True)
@@ -103,18 +122,23 @@ def reply(found: Any, asked: int) -> Reply:
         branches={task: result["branch"] for row in rows for task, result in row.items() if "branch" in result},
         layers=found["layers"],
         timings=_made(Timings, found["timings"]),
+        speeds=dict(found["speeds"]),
     )
 
 
 def tasks(found: Any) -> dict[str, TaskInfo]:
     """Tasks by name."""
-    infos = (_made(TaskInfo, {**info, "labels": tuple(info["labels"])}) for info in found["tasks"])
-    return {info.name: info for info in infos}
+    return {info["name"]: _task(info) for info in found["tasks"]}
 
 
 def model(found: Any) -> ModelInfo:
     """The model with its tasks."""
     return _made(ModelInfo, {**found, "tasks": tasks(found)})
+
+
+def _task(info: dict[str, Any]) -> TaskInfo:
+    speeds = tuple(_made(SpeedPoint, point) for point in info["speeds"])
+    return _made(TaskInfo, {**info, "labels": tuple(info["labels"]), "exits": tuple(info["exits"]), "speeds": speeds})
 
 
 def _result(result: dict[str, Any]) -> Answer | ItemError:

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trunkline.errors import UsageError, unknown
-from trunkline.project.speed import Dial, dials
 from trunkline.project.tasks import Answer, Kind, answer, split_words
 
-if TYPE_CHECKING:  # importing it for real costs torch
+if TYPE_CHECKING:  # importing these for real costs torch and pydantic
     from trunkline.model.branch import BranchSpec
+    from trunkline.project.speed import Dial
 
 BATCH_SIZE = 32
 
@@ -225,6 +225,8 @@ def predict(
     Raises UsageError for an unknown task or speed. An input that a task cannot read gets an `ItemError` for that task
     alone.
     """
+    from trunkline.project.speed import dials
+
     if isinstance(inputs, str | Mapping):
         raise UsageError("inputs is a list of texts; write [text] for a single one")
     names = tuple(known_tasks(engine.specs, tasks))

@@ -8,6 +8,7 @@ Notation: n rows, T positions, C outputs.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -90,7 +91,7 @@ def _by_task(name: str, given: Any, tasks: Sequence[str]) -> dict[str, float]:
         if task not in tasks:
             raise UsageError(f"{name}: {unknown('task', str(task), tasks)}")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise UsageError(f"{name} is a number from 0 to 1; found {value!r}")
+            raise UsageError(f"{name} is a number from 0 to 1; found {reprlib.repr(value)}")
     return {task: float(value) for task, value in values.items()}
 
 
@@ -99,7 +100,8 @@ def fastest(points: Sequence[SpeedPoint], keep: float) -> float:
     kept on `valid`, with one standard error to spare: small sets flatter whatever was chosen on them.
     """
     rising = sorted(points, key=lambda point: point.speed)
-    least = keep * rising[0].quality
+    full = rising[0].quality
+    least = full - (1 - keep) * abs(full)  # a bad Matthews correlation is below 0
     kept = [rising[0]]
     for point in rising[1:]:
         if point.quality - point.error < least:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from trunkline.engine.base import Input, ItemError, as_input
-from trunkline.errors import unknown
+from trunkline.errors import UsageError, unknown
+from trunkline.project.speed import Dials, dials
 from trunkline.serving.errors import Invalid, NotFound, TooLarge, Unavailable
 from trunkline.serving.limits import Limits
 from trunkline.serving.queue import Request, Served, rows_of
@@ -19,6 +21,8 @@ def admit(
     inputs: Sequence[object],
     tasks: Iterable[str] | None,
     deadline_ms: float | None,
+    speed: Any,
+    keep: Any,
     arrived: float,
 ) -> Request:
     """The request, which has no place yet. Raises Invalid, NotFound, Unavailable for an unloaded task, TooLarge."""
@@ -39,6 +43,7 @@ def admit(
     request = Request(
         served=served,
         tasks=names,
+        dials=asked_speeds(names, speed, keep),
         items=items,
         arrived=arrived,
         deadline=arrived + allowed / 1000,
@@ -70,6 +75,16 @@ def named(model: ModelInfo, tasks: Iterable[str] | None) -> tuple[str, ...]:
         if not model.tasks[name].loaded:
             raise Unavailable(f"task '{name}' is unloaded")
     return names
+
+
+def asked_speeds(tasks: Sequence[str], speed: Any, keep: Any) -> Dials:
+    """What is asked of each task, as `dials` has it; empty where nothing is. Raises Invalid."""
+    if speed is None and keep is None:
+        return {}
+    try:
+        return dials(tasks, speed, keep)
+    except UsageError as error:
+        raise Invalid(str(error)) from None
 
 
 def _check(what: str, found: int, limit: str, allowed: int) -> None:

@@ -40,6 +40,16 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    floor: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="KEEP",
+            help="Let load raise the speed of tasks with exits as far as this fraction of their quality is kept.",
+            show_default=False,
+        ),
+    ] = None,
     api_key_file: Annotated[
         Path | None,
         typer.Option(help="File with the key for all calls but probes; else TRUNKLINE_API_KEY.", show_default=False),
@@ -82,7 +92,7 @@ def serve(
         settings=Settings(keys=keys, bundles=folder),
         releases=releases,
         loading=Loading(engine=engine, dtype=dtype, device=device),
-        limits=limits_of(limit or ()),
+        limits=limits_of([*(limit or ()), *([] if floor is None else [f"floor={floor}"])]),
         log_level=log_level,
     )
     if bundle is not None:

@@ -3,7 +3,8 @@
 A batch goes out whenever the engine is free, and one of at least half the limits also behind the batch that the engine
 works on, so that under load it never waits; a smaller one grows meanwhile. A request belongs to the model that served
 when it came, and a model that serves no more is freed with its last request. When a worker is lost, its requests belong
-to the next one; those that it worked on are tried once more. Knows nothing of how requests are checked or reported.
+to the next one; those that it worked on are tried once more. Speeds are settled when a request's first rows go out, so
+that what waited is worked off the faster. Knows nothing of how requests are checked or reported.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from trunkline.atomic import InUse
 from trunkline.engine.base import Job
+from trunkline.serving.adaptive import Adaptive
 from trunkline.serving.errors import DeadlineExceeded, Overloaded, Refusal, Unavailable
 from trunkline.serving.limits import Limits
 from trunkline.serving.loading import Loading
@@ -42,6 +44,7 @@ class Dispatcher:
     def __init__(self, limits: Limits, loading: Loading, emit: Callable[[Event], None]) -> None:
         self.live: Served | None = None
         self.queue = Queue(limits)
+        self.adaptive = Adaptive(limits)
         self.requests: set[Request] = set()  # without an answer
         self._limits = limits
         self._emit = emit
@@ -108,8 +111,11 @@ class Dispatcher:
 
     def _wait(self) -> float:
         """Seconds until all that is here now should be done."""
-        tokens = self.queue.tokens + sum(sent.tokens for sent in self._sent.values())
-        return tokens / self._rate if self._rate else 1.0
+        return self._takes(self.queue.tokens + sum(sent.tokens for sent in self._sent.values())) or 1.0
+
+    def _takes(self, tokens: int) -> float:
+        """Seconds that so many tokens should take; 0 as long as no batch was answered."""
+        return tokens / self._rate if self._rate else 0.0
 
     def _expire(self, request: Request) -> None:
         allowed = 1000 * (request.deadline - request.arrived)
@@ -124,13 +130,17 @@ class Dispatcher:
     def _pump(self) -> None:
         self._pumping = False
         while (link := self.supervisor.link) is not None and self._room(link.busy):
-            rows = self.queue.take()
+            rows = self.queue.take()  # also where it is empty: that ends a load
+            self.adaptive.observe(self.queue.rows, self.queue.tokens, self._takes(self.queue.tokens))
             if not rows:
                 return
             served, ticket = rows[0].request.served, next(self._tickets)
             served.users += 1
             self._sent[ticket] = _Sent(rows, served, sum(row.tokens for row in rows), time.monotonic())
-            jobs = [Job(row.request.items[row.position], row.request.tasks) for row in rows]
+            least = self.adaptive.least(served.model.tasks)
+            for request in {row.request: None for row in rows}:
+                request.settle(least)
+            jobs = [Job(row.request.items[row.position], row.request.tasks, row.request.speeds or ()) for row in rows]
             link.run(Run(ticket, served.number, jobs))
 
     def _room(self, busy: int) -> bool:

@@ -55,3 +55,5 @@ class Limits(BaseModel):
     """How long loading a bundle may take."""
     drain_seconds: Time = 20.0
     """How long queued work may take after draining begins."""
+    floor: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The fraction of a task's quality that is kept while load raises speeds; None: speeds are those asked for."""

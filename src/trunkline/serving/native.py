@@ -17,10 +17,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from trunkline.engine.base import ItemError
+from trunkline.project.speed import SpeedPoint
 from trunkline.project.tasks import Answer, Kind, to_dict
+from trunkline.serving.dials import KeepByTask, SpeedByTask
 from trunkline.serving.http import read, reply
 from trunkline.serving.openapi import ErrorResponse, responses, takes
-from trunkline.serving.replies import ModelInfo, Reply
+from trunkline.serving.replies import ModelInfo, Reply, TaskInfo
 
 if TYPE_CHECKING:  # importing it for real starts the machinery of workers
     from trunkline.serving.service import Service
@@ -77,6 +79,7 @@ class PredictRequest(_Wire):
             "examples": [
                 {"inputs": ["wake me at seven"]},
                 {"inputs": [{"text": "wake me at seven", "text_pair": "set an alarm"}], "deadline_ms": 250},
+                {"inputs": ["wake me at seven"], "keep": 0.98},
             ]
         }
     )
@@ -89,6 +92,8 @@ class PredictRequest(_Wire):
         float | None,
         Field(gt=0, allow_inf_nan=False, description="Milliseconds after which an answer is of no use any more."),
     ] = None
+    speed: SpeedByTask = None
+    keep: KeepByTask = None
 
 
 class EntitySpan(_Wire):
@@ -104,6 +109,7 @@ class EntitySpan(_Wire):
 class TaskAnswer(_Wire):
     """What a task says about one input. Classification and relevance give a label, its score and all scores; multilabel
     gives labels and scores, regression a score, tagging spans, words and tags. What a kind does not give is left out.
+    Where the text left and how uncertain that was is there for tasks that were run at a speed above 0.
     """
 
     label: str | SkipJsonSchema[None] = None
@@ -113,6 +119,12 @@ class TaskAnswer(_Wire):
     spans: list[EntitySpan] | SkipJsonSchema[None] = None
     words: list[str] | SkipJsonSchema[None] = None
     tags: list[str] | SkipJsonSchema[None] = None
+    exit_layer: Annotated[
+        int | SkipJsonSchema[None], Field(description="Layers that were run, the trunk's and the task's own.")
+    ] = None
+    uncertainty: Annotated[
+        float | SkipJsonSchema[None], Field(description="Of the exit or head that answered, from 0 to 1.")
+    ] = None
     branch: Annotated[str, Field(description="The version of the branch that answered.")]
 
 
@@ -139,11 +151,18 @@ class PredictResponse(_Wire):
     model: str
     bundle: Annotated[str, Field(description="The id of the bundle that answered.")]
     layers: Annotated[int, Field(description="Trunk layers that were run.")]
+    speeds: Annotated[
+        dict[str, float],
+        Field(
+            description="The speed that each task was run at, where a speed or keep was asked for. Else that of the "
+            "tasks whose speed the server raised, as it does under load where it was given a floor."
+        ),
+    ]
     timings: StageTimes
 
 
 class ServedTask(_Wire):
-    """One task that is served: it reads the trunk at `fork` and has `layers` of its own."""
+    """One task that is served: it reads the trunk at `fork` and has `layers` of its own, `depth` in all."""
 
     name: str
     kind: Kind
@@ -153,8 +172,11 @@ class ServedTask(_Wire):
     max_tokens: int
     fork: int
     layers: int
+    depth: int
     branch: Annotated[str, Field(description="Its version: it changes when the task's branch does, and only then.")]
     loaded: bool
+    exits: Annotated[list[int], Field(description="Layers after which a text may leave, where a speed is asked for.")]
+    speeds: Annotated[list[SpeedPoint], Field(description="What speeds came to on `valid`; none without exits.")]
 
 
 class ServedTasks(_Wire):
@@ -201,7 +223,10 @@ def router(service: Service) -> APIRouter:
     async def predict(request: Request) -> Response:
         """Answer tasks for texts and pairs of texts, in one pass through the trunk."""
         asked = await read(request, PredictRequest)
-        return reply(_results(await service.predict(asked.inputs, asked.tasks, deadline_ms=asked.deadline_ms)))
+        found = await service.predict(
+            asked.inputs, asked.tasks, deadline_ms=asked.deadline_ms, speed=asked.speed, keep=asked.keep
+        )
+        return reply(_results(found))
 
     @routes.get("/v1/tasks", responses=responses(ServedTasks, ErrorResponse, 401, 500, 503))
     async def tasks() -> Response:
@@ -228,11 +253,15 @@ def router(service: Service) -> APIRouter:
 
 def described(model: ModelInfo) -> dict[str, Any]:
     """A model ready for JSON, as `ServedModel` has it."""
-    return {**asdict(model), "tasks": _tasks(model)}
+    return {**vars(model), "tasks": _tasks(model)}
 
 
 def _tasks(model: ModelInfo) -> list[dict[str, Any]]:
-    return [asdict(task) for task in model.tasks.values()]
+    return [_task(task) for task in model.tasks.values()]
+
+
+def _task(task: TaskInfo) -> dict[str, Any]:
+    return {**vars(task), "depth": task.depth, "speeds": [point.model_dump() for point in task.speeds]}
 
 
 def _results(found: Reply) -> dict[str, Any]:
@@ -242,6 +271,7 @@ def _results(found: Reply) -> dict[str, Any]:
         "model": found.model.name,
         "bundle": found.model.bundle,
         "layers": found.layers,
+        "speeds": found.speeds,
         "timings": {stage: round(value, 3) for stage, value in asdict(found.timings).items()},
     }
 

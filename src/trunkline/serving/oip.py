@@ -4,7 +4,8 @@ Public clients of the protocol work unchanged, with tensors in JSON or as bytes,
 itself: the extensions `binary_tensor_data`, `classification`, `model_configuration`, `model_repository` (load and
 unload are tasks'; loading the bundle takes over the live release) and `statistics`. `oip_models` says which models
 there are and what they give, `oip_request` how a request is read. A request's `timeout` (microseconds) is its deadline;
-its other parameters that speak of order and sequences are ignored, as no request has to do with another. An error is
+its `speed` and `keep` are for all tasks, and those of an output for its task; outputs say which speed was used. Other
+parameters, which speak of order and sequences, are ignored, as no request has to do with another. An error is
 `{"error": "…"}`; what is wrong in a request is a 400. Errors are never packed: clients of this protocol read them as
 they come.
 """
@@ -24,9 +25,10 @@ from trunkline.engine.base import Input
 from trunkline.serving import oip_schema as schema
 from trunkline.serving.errors import Invalid
 from trunkline.serving.http import dump, reply
-from trunkline.serving.oip_models import Model, Output, Result, all_models, check_rows, find_model
+from trunkline.serving.oip_models import Model, Output, all_models, check_rows, find_model
 from trunkline.serving.oip_request import HEADER, InferRequest, Wanted, check_control, read_index, read_request
 from trunkline.serving.oip_statistics import Statistics
+from trunkline.serving.replies import Reply
 
 if TYPE_CHECKING:  # importing it for real starts the machinery of workers
     from trunkline.serving.service import Service
@@ -148,12 +150,15 @@ async def _infer(service: Service, request: Request, name: str, version: str | N
     asked = read_request(body, request.headers.get(HEADER), model.inputs, items=service.limits.items)
     chosen = model.choose(asked.outputs, asked.binary, paired="text_pair" in asked.inputs)
     tasks = list(dict.fromkeys(output.task.name for output, _ in chosen))
-    found = await service.predict(_rows(asked.inputs), tasks, deadline_ms=asked.deadline_ms)
+    speeds, keeps = _dials(asked, chosen)
+    found = await service.predict(
+        _rows(asked.inputs), tasks, deadline_ms=asked.deadline_ms, speed=speeds or None, keep=keeps or None
+    )
     # The bundle may have been swapped since: what its outputs are is for the one that answered to say.
     model = find_model(found.model, name, version)
     chosen = [(model.output(want.name), want) for _, want in chosen]
     check_rows([output for output, _ in chosen], found.answers)
-    response = _response(model, asked, chosen, found.answers)
+    response = _response(model, asked, chosen, found)
     return _packed(response, request.headers.get("accept-encoding", ""))
 
 
@@ -164,23 +169,34 @@ def _rows(inputs: Mapping[str, list[str]]) -> list[Input]:
     return [Input(text, pair) for text, pair in zip(texts, inputs["text_pair"], strict=True)]
 
 
-def _response(
-    model: Model,
-    asked: InferRequest,
-    chosen: Sequence[tuple[Output, Wanted]],
-    answers: Sequence[Mapping[str, Result]],
-) -> Response:
+def _dials(asked: InferRequest, chosen: Sequence[tuple[Output, Wanted]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Speeds and keeps by task. Raises Invalid where outputs of one task ask for different ones."""
+    own: dict[str, tuple[float | None, float | None]] = {}
+    for output, want in chosen:
+        if want.speed is None and want.keep is None:
+            continue
+        if own.setdefault(output.task.name, (want.speed, want.keep)) != (want.speed, want.keep):
+            raise Invalid(f"the outputs of task '{output.task.name}' ask for different speeds: it is run once for all")
+    found = {output.task.name: own.get(output.task.name, (asked.speed, asked.keep)) for output, _ in chosen}
+    speeds = {task: speed for task, (speed, _) in found.items() if speed is not None}
+    return speeds, {task: keep for task, (_, keep) in found.items() if keep is not None}
+
+
+def _response(model: Model, asked: InferRequest, chosen: Sequence[tuple[Output, Wanted]], found: Reply) -> Response:
     outputs: list[dict[str, Any]] = []
     tail: list[bytes] = []
     for output, want in chosen:
-        tensor = output.tensor([answer[output.task.name] for answer in answers], want.classes)
+        tensor = output.tensor([answer[output.task.name] for answer in found.answers], want.classes)
         described = tensor.described()
+        parameters: dict[str, Any] = {}
+        if output.task.name in found.speeds:
+            parameters["speed"] = found.speeds[output.task.name]
         if want.binary:
             tail.append(tensor.to_binary())
-            described["parameters"] = {"binary_data_size": len(tail[-1])}
+            parameters["binary_data_size"] = len(tail[-1])
         else:
             described["data"] = tensor.to_json()
-        outputs.append(described)
+        outputs.append({**described, "parameters": parameters} if parameters else described)
     echoed = {} if asked.id is None else {"id": asked.id}
     head = dump({"model_name": model.name, "model_version": model.version, **echoed, "outputs": outputs})
     if not tail:

@@ -199,7 +199,7 @@ class Model:
                 raise Unavailable(f"model '{self.name}' is not loaded")
             readable = [task for task in loaded if paired or not task.pair] or loaded
             outputs = [Output(task, part) for task in readable for part in _parts(task.kind) if part is not Part.ERROR]
-            chosen = [(output, Wanted(output.name, binary, 0)) for output in outputs]
+            chosen = [(output, Wanted(output.name, binary)) for output in outputs]
         pairs = sorted({output.task.name for output, _ in chosen if output.task.pair})
         if pairs and not paired:
             raise Invalid(f"input 'text_pair' is missing: it is read by {', '.join(pairs)}")

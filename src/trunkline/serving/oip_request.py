@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trunkline.errors import unknown
+from trunkline.serving.dials import given
 from trunkline.serving.errors import Invalid, TooLarge
 from trunkline.serving.http import parse, shown
 from trunkline.serving.oip_tensors import rows_of, text_from_bytes, texts_from_binary, texts_from_json
@@ -22,11 +23,15 @@ HEADER = "Inference-Header-Content-Length"
 
 @dataclass(frozen=True)
 class Wanted:
-    """An output asked for: as bytes or as JSON, and how many classes of the classification extension (0: none)."""
+    """An output asked for: as bytes or as JSON, how many classes of the classification extension (0: none), and its
+    task's speed or keep, where they are not those of the request.
+    """
 
     name: str
     binary: bool
-    classes: int
+    classes: int = 0
+    speed: float | None = None
+    keep: float | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,9 @@ class InferRequest:
     inputs: Mapping[str, list[str]]
     outputs: tuple[Wanted, ...]
     binary: bool
-    deadline_ms: float | None
+    deadline_ms: float | None = None
+    speed: float | None = None
+    keep: float | None = None
 
 
 def read_request(body: bytes, json_length: str | None, known: Sequence[str], *, items: int) -> InferRequest:
@@ -57,6 +64,8 @@ def read_request(body: bytes, json_length: str | None, known: Sequence[str], *, 
         outputs=_outputs(request.get("outputs"), binary),
         binary=binary,
         deadline_ms=_deadline(parameters.get("timeout")),
+        speed=given("parameter 'speed'", parameters.get("speed")),
+        keep=given("parameter 'keep'", parameters.get("keep")),
     )
 
 
@@ -91,7 +100,7 @@ def _raw(body: bytes, known: Sequence[str]) -> InferRequest:
     if len(known) != 1:
         raise Invalid(f"a body without JSON needs a model with one input; this one has {', '.join(known)}")
     text = text_from_bytes(known[0], 0, memoryview(body))
-    return InferRequest(id=None, inputs={known[0]: [text]}, outputs=(), binary=True, deadline_ms=None)
+    return InferRequest(id=None, inputs={known[0]: [text]}, outputs=(), binary=True)
 
 
 def _inputs(tensors: Any, tail: memoryview, known: Sequence[str], items: int) -> dict[str, list[str]]:
@@ -149,7 +158,8 @@ def _outputs(tensors: Any, binary: bool) -> tuple[Wanted, ...]:
         if classes is not None and (type(classes) is not int or classes < 1):
             raise Invalid(f"{where}: classification must be a number of classes; found {shown(classes)}")
         as_bytes = _boolean(f"{where}: binary_data", parameters.get("binary_data"), binary)
-        found[name] = Wanted(name, as_bytes, classes or 0)
+        speed, keep = (given(f"{where}: {key}", parameters.get(key)) for key in ("speed", "keep"))
+        found[name] = Wanted(name, as_bytes, classes or 0, speed, keep)
     return tuple(found.values())
 
 

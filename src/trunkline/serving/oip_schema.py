@@ -15,6 +15,7 @@ Schema = dict[str, Any]
 _TEXT: Schema = {"type": "string"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _FLAG: Schema = {"type": "boolean"}
+_SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 
 
 def _object(required: str, **properties: Schema) -> Schema:
@@ -98,7 +99,13 @@ _OUTPUT = _object(
     "name",
     name=_TEXT,
     parameters=_optional(
-        _object("", binary_data=_optional(_FLAG), classification=_optional({"type": "integer", "minimum": 1}))
+        _object(
+            "",
+            binary_data=_optional(_FLAG),
+            classification=_optional({"type": "integer", "minimum": 1}),
+            speed=_optional({**_SHARE, "description": "For this output's task."}),
+            keep=_optional({**_SHARE, "description": "For this output's task, in place of a speed."}),
+        )
     ),
 )
 _REQUEST = _object(
@@ -109,6 +116,8 @@ _REQUEST = _object(
             "",
             binary_data_output=_optional(_FLAG),
             timeout=_optional({**_COUNT, "description": "Microseconds; 0 for none."}),
+            speed=_optional({**_SHARE, "description": "0 is off, and the default."}),
+            keep=_optional({**_SHARE, "description": "The fraction of quality to keep, in place of a speed."}),
         )
     ),
     inputs={**_array(_INPUT), "minItems": 1},

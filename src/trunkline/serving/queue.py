@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trunkline.engine.base import Input, ItemError, Work
+from trunkline.project.speed import Dials
 from trunkline.project.tasks import Answer
 from trunkline.serving.limits import Limits
 from trunkline.serving.messages import Done
-from trunkline.serving.replies import ModelInfo, Reply, Timings
+from trunkline.serving.replies import Left, ModelInfo, Reply, Timings
 
 
 @dataclass(eq=False)
@@ -34,20 +36,34 @@ class Served:
 class Request:
     """One request on its way; `answers` per input, None while there is none. Times from `time.monotonic()`.
 
-    `again` says that its batch was lost with a worker once; `began` is when the engine took up its first row.
+    `dials` is what it asks of its tasks, empty where it asks for no speed; `speeds` are those above 0 that it runs at,
+    None until its first row is sent. `again` says that its batch was lost with a worker once; `began` is when the
+    engine took up its first row.
     """
 
     served: Served
     tasks: tuple[str, ...]
+    dials: Dials
     items: Sequence[Input | ItemError] = field(repr=False)
     arrived: float
     deadline: float
     done: asyncio.Future[None]
     answers: list[dict[str, Answer | ItemError] | None]
     missing: int
+    speeds: tuple[tuple[str, float], ...] | None = None
     work: Work = field(default_factory=Work)
     began: float | None = None
     again: bool = False
+
+    def settle(self, least: Mapping[str, float]) -> None:
+        """Find the speed of each task, now that a batch with rows of it is sent: what was asked of the model that will
+        answer, and no less than `least`. All of its rows run at the same.
+        """
+        if self.speeds is not None:
+            return
+        asked = {name: dial.of(self.served.model.tasks[name].speeds) for name, dial in self.dials.items()}
+        used = ((name, max(asked.get(name, 0.0), least.get(name, 0.0))) for name in self.tasks)
+        self.speeds = tuple((name, speed) for name, speed in used if speed > 0)
 
     def take(self, position: int, answers: dict[str, Answer | ItemError]) -> None:
         """Keep the answers of one input."""
@@ -67,7 +83,7 @@ class Request:
             if isinstance(item, Input) and self.answers[position] is not None:
                 self.answers[position] = None
                 self.missing += 1
-        self.work, self.began = Work(), None
+        self.work, self.began, self.speeds = Work(), None, None
 
     @property
     def queued(self) -> float:
@@ -76,12 +92,26 @@ class Request:
 
     @property
     def layers(self) -> int:
-        """The deepest fork that an answer needed."""
+        """The deepest trunk layer that an answer needed."""
+        deepest = 0
         tasks = [self.served.model.tasks[name] for name in self.tasks]
         for task in sorted(tasks, key=lambda task: task.fork, reverse=True):
-            if any(isinstance(row[task.name], Answer) for row in self.answers if row is not None):
-                return task.fork
-        return 0
+            if task.fork <= deepest:
+                break
+            left = (answer.exit_layer for answer in self._of(task.name))
+            depths = (task.fork if depth is None else min(depth, task.fork) for depth in left)
+            deepest = max(deepest, max(depths, default=0))
+        return deepest
+
+    @property
+    def exits(self) -> dict[str, Left]:
+        """Where its inputs left the tasks that were asked at a speed."""
+        found = {}
+        for name, speed in self.speeds or ():
+            layers = Counter(answer.exit_layer for answer in self._of(name) if answer.exit_layer is not None)
+            if layers:
+                found[name] = Left(speed, layers)
+        return found
 
     def reply(self) -> Reply:
         """The reply, once nothing is missing."""
@@ -92,7 +122,20 @@ class Request:
             branches=1000 * self.work.branches,
             total=1000 * (time.monotonic() - self.arrived),
         )
-        return Reply([row for row in self.answers if row is not None], self.served.model, timings, self.layers)
+        used = dict(self.speeds or ())
+        return Reply(
+            answers=[row for row in self.answers if row is not None],
+            model=self.served.model,
+            timings=timings,
+            layers=self.layers,
+            speeds={name: used.get(name, 0.0) for name in self.tasks} if self.dials else used,
+        )
+
+    def _of(self, task: str) -> Iterator[Answer]:
+        """The answers of one task so far."""
+        for row in self.answers:
+            if row is not None and isinstance(found := row[task], Answer):
+                yield found
 
 
 @dataclass(eq=False, frozen=True)

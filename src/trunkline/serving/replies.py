@@ -6,9 +6,10 @@ Plain data that both processes know. Milliseconds in replies and events, as the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trunkline.engine.base import ItemError, Work
+from trunkline.project.speed import SpeedPoint
 from trunkline.project.tasks import Answer, Kind
 
 CANCELLED = 499
@@ -19,7 +20,8 @@ CANCELLED = 499
 class TaskInfo:
     """One task: what it answers, what its branch is, and whether it is loaded.
 
-    `pair` says that it reads `text_pair` too; `branch` is the first 16 hex digits of the branch's hash.
+    `pair` says that it reads `text_pair` too; `branch` is the first 16 hex digits of the branch's hash. `exits` are the
+    depths at which a text may leave, and `speeds` what speeds came to when they were measured; none without exits.
     """
 
     name: str
@@ -32,6 +34,13 @@ class TaskInfo:
     layers: int
     branch: str
     loaded: bool = True
+    exits: tuple[int, ...] = ()
+    speeds: tuple[SpeedPoint, ...] = ()
+
+    @property
+    def depth(self) -> int:
+        """Layers from the embeddings to its head, the trunk's and its own."""
+        return self.fork + self.layers
 
 
 @dataclass(frozen=True)
@@ -67,13 +76,23 @@ class Timings:
 class Reply:
     """Answers per input in the order given, task -> answer; `model` answered all of them.
 
-    `layers` is how many trunk layers the deepest of them took.
+    `layers` is how many trunk layers the deepest of them took. `speeds` are those used: of every task where the request
+    asked for any, else of those that load has raised.
     """
 
     answers: list[dict[str, Answer | ItemError]]
     model: ModelInfo
     timings: Timings
     layers: int
+    speeds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Left:
+    """Where the inputs of a request left a task: the speed, and how many answers came after how many layers."""
+
+    speed: float
+    layers: Mapping[int, int]
 
 
 @dataclass(frozen=True)
@@ -81,6 +100,7 @@ class Finished:
     """A request was answered or refused: `status` is HTTP's, `tasks` is empty where it made no sense.
 
     `queue` and `total` in milliseconds; a request that never reached the engine spent all of its time in the queue.
+    `exits` are the tasks that were answered at a speed above 0, as `Left` says.
     """
 
     status: int
@@ -89,6 +109,7 @@ class Finished:
     queue: float
     total: float
     layers: int
+    exits: Mapping[str, Left] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 
 from trunkline.bundle.manifest import bundle_id
@@ -99,6 +99,11 @@ class Service:
         """Rows in the queue."""
         return self._dispatcher.queue.rows
 
+    @property
+    def level(self) -> float:
+        """How far load raises speeds; see `Adaptive`."""
+        return self._dispatcher.adaptive.level
+
     def subscribe(self, observer: Callable[[Event], None]) -> None:
         """Call `observer` with every event, in the event loop: it must be quick."""
         self._observers.append(observer)
@@ -119,17 +124,24 @@ class Service:
         await asyncio.gather(*self._changes, return_exceptions=True)
 
     async def predict(
-        self, inputs: Sequence[object], tasks: Sequence[str] | None = None, *, deadline_ms: float | None = None
+        self,
+        inputs: Sequence[object],
+        tasks: Sequence[str] | None = None,
+        *,
+        deadline_ms: float | None = None,
+        speed: float | Mapping[str, float] | None = None,
+        keep: float | Mapping[str, float] | None = None,
     ) -> Reply:
         """Answers of the tasks, by default of all that are loaded, for each input (see `engine.base.as_input`).
 
-        An input that a task cannot read has an `ItemError` in its place. Cancelling frees the request's place.
+        `speed` and `keep` are those of `project.speed.dials`; under load a server with a floor may go faster. An input
+        that a task cannot read has an `ItemError` in its place. Cancelling frees the request's place.
         Raises Invalid, NotFound, TooLarge, Overloaded, Unavailable or DeadlineExceeded.
         """
         arrived = time.monotonic()
         status, request = 500, None
         try:
-            request = admit(self._serving(), self.limits, inputs, tasks, deadline_ms, arrived)
+            request = admit(self._serving(), self.limits, inputs, tasks, deadline_ms, speed, keep, arrived)
             await self._dispatcher.answer(request)
             status = 200
             return request.reply()
@@ -228,4 +240,5 @@ def _finished(status: int, request: Request | None, rows: int, arrived: float) -
     total = 1000 * (time.monotonic() - arrived)
     if request is None:
         return Finished(status, (), rows, total, total, 0)
-    return Finished(status, request.tasks, rows, request.queued, total, request.layers)
+    exits = request.exits if status == 200 else {}
+    return Finished(status, request.tasks, rows, request.queued, total, request.layers, exits)

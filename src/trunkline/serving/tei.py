@@ -1,8 +1,9 @@
 """Every task as a model of its own, in the shape of Text Embeddings Inference: predict, rerank and info.
 
 Clients of that server work with a task's address as theirs. The shape has no place for the error of one input, so that
-one which the task cannot read fails its request; nor for tagging. Texts are always cut at the task's length, and scores
-are probabilities: logits are given only where they follow exactly, as log-odds of a relevance.
+one which the task cannot read fails its request; nor for tagging; nor for the speed that was used, which is in a
+header. Texts are always cut at the task's length, and scores are probabilities: logits are given only where they follow
+exactly, as log-odds of a relevance.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from starlette.responses import Response
 from trunkline.engine.base import Input, ItemError
 from trunkline.errors import unknown
 from trunkline.project.tasks import Answer, Kind
+from trunkline.serving.dials import Keep, Speed
 from trunkline.serving.errors import Invalid, NotFound
 from trunkline.serving.http import read, reply, shown
 from trunkline.serving.openapi import TaskErrorResponse, responses, takes
-from trunkline.serving.replies import TaskInfo
+from trunkline.serving.replies import Reply, TaskInfo
 
 if TYPE_CHECKING:  # importing it for real starts the machinery of workers
     from trunkline.serving.service import Service
@@ -42,6 +44,7 @@ _INPUTS = {
     ]
 }
 
+_SPEED = "X-Trunkline-Speed"
 _LEAST = 5e-324  # stands for a probability that is too small for a float
 
 
@@ -63,6 +66,8 @@ class _Request(_Wire):
     ] = None
     truncation_direction: Literal["Right", "right"] = "Right"
     raw_scores: bool = False
+    speed: Speed = None
+    keep: Keep = None
 
 
 class PredictTask(_Request):
@@ -154,9 +159,9 @@ def router(service: Service) -> APIRouter:
         if asked.raw_scores and about.kind is not Kind.REGRESSION:
             raise Invalid(f"raw_scores: task '{task}' gives probabilities only")
         inputs, batched = _inputs(asked.inputs, about)
-        answers = await _ask(service, task, inputs, "inputs" if batched else None)
-        found = [_predictions(task, answer) for answer in answers]
-        return reply(found if batched else found[0])
+        done = await _ask(service, task, inputs, asked)
+        found = [_predictions(task, answer) for answer in _answers(done, task, "inputs" if batched else None)]
+        return reply(found if batched else found[0], headers=_speed(done, task))
 
     @routes.post(
         "/rerank", responses=responses(list[Rank], TaskErrorResponse, *refusals), openapi_extra=takes(RerankTexts)
@@ -168,11 +173,12 @@ def router(service: Service) -> APIRouter:
         if about.kind is not Kind.RELEVANCE:
             others = [name for name, other in service.model.tasks.items() if other.kind is Kind.RELEVANCE]
             raise Invalid(f"task '{task}' does not judge relevance (those that do: {', '.join(others) or 'none'})")
-        answers = await _ask(service, task, [Input(asked.query, text) for text in asked.texts], "texts")
+        done = await _ask(service, task, [Input(asked.query, text) for text in asked.texts], asked)
+        answers = _answers(done, task, "texts")
         scores = [_log_odds(about, answer) if asked.raw_scores else answer.score or 0.0 for answer in answers]
         order = sorted(range(len(scores)), key=lambda index: -scores[index])
         texts = asked.texts if asked.return_text else None
-        return reply([_rank(index, scores[index], texts) for index in order])
+        return reply([_rank(index, scores[index], texts) for index in order], headers=_speed(done, task))
 
     @routes.get("/info", responses=responses(Info, TaskErrorResponse, 401, 404, 500, 503))
     async def info(task: str) -> Response:
@@ -214,8 +220,16 @@ def _one(item: Any, where: str) -> Input:
     raise Invalid(f"{where}: must be [text] or [text, text_pair]; found {shown(item)}")
 
 
-async def _ask(service: Service, task: str, inputs: list[Input], where: str | None) -> list[Answer]:
-    found = await service.predict(inputs, [task])
+async def _ask(service: Service, task: str, inputs: list[Input], asked: _Request) -> Reply:
+    return await service.predict(inputs, [task], speed=asked.speed, keep=asked.keep)
+
+
+def _speed(found: Reply, task: str) -> dict[str, str]:
+    """The header with the speed that was used, where one was asked for or load raised it."""
+    return {_SPEED: f"{found.speeds[task]:g}"} if task in found.speeds else {}
+
+
+def _answers(found: Reply, task: str, where: str | None) -> list[Answer]:
     answers: list[Answer] = []
     for place, row in enumerate(found.answers):
         answer = row[task]

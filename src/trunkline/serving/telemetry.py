@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # importing it for real starts the machinery of workers
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 _LAYERS = (0, 1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24)
+_DEPTHS = tuple(range(1, 25))
+_SPEEDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -34,6 +36,7 @@ class Telemetry:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._tasks: set[tuple[str, str]] = set()  # (task, status) with a count
+        self._early: set[str] = set()  # tasks that were run at a speed
         self.registry = made = CollectorRegistry()
         self._stage = Histogram(
             "trunkline_stage_seconds",
@@ -64,6 +67,20 @@ class Telemetry:
         self._layers = Histogram(
             "trunkline_request_layers", "Trunk layers run for a request.", buckets=_LAYERS, registry=made
         )
+        self._exit_layer = Histogram(
+            "trunkline_exit_layer",
+            "Layers after which a task that was run at a speed above 0 answered, per answer.",
+            ["task"],
+            buckets=_DEPTHS,
+            registry=made,
+        )
+        self._speed = Histogram(
+            "trunkline_speed",
+            "Speed at which a task was run, per request at a speed above 0.",
+            ["task"],
+            buckets=_SPEEDS,
+            registry=made,
+        )
         self._cache = Counter(
             "trunkline_cache_rows", "Rows by whether the cache had their states.", ["result"], registry=made
         )
@@ -82,6 +99,8 @@ class Telemetry:
         )
         Gauge("trunkline_ready", "Whether requests are answered.", registry=made).set_function(lambda: service.ready)
         Gauge("trunkline_waiting_rows", "Rows in the queue.", registry=made).set_function(lambda: service.waiting)
+        level = "How far load raises speeds: 0 as asked, 1 to the floor."
+        Gauge("trunkline_load_level", level, registry=made).set_function(lambda: service.level)
         service.subscribe(self._event)
 
     def exchange(self, exchange: Exchange) -> None:
@@ -146,6 +165,13 @@ class Telemetry:
             self._tasks.add((task, str(event.status)))
             self._task_requests.labels(task, str(event.status)).inc()
             self._task_seconds.labels(task).observe(event.total / 1000)
+        for task, left in event.exits.items():
+            self._early.add(task)
+            self._speed.labels(task).observe(left.speed)
+            depths = self._exit_layer.labels(task)
+            for layers, count in left.layers.items():
+                for _ in range(count):
+                    depths.observe(layers)
 
     def _forget(self, task: str, status: str) -> None:
         """Drop the figures of a task that is no longer there."""
@@ -153,3 +179,7 @@ class Telemetry:
         self._task_requests.remove(task, status)
         if not any(name == task for name, _ in self._tasks):
             self._task_seconds.remove(task)
+            if task in self._early:
+                self._early.discard(task)
+                self._exit_layer.remove(task)
+                self._speed.remove(task)

@@ -24,7 +24,14 @@ export function row(task, answer, text) {
     head.append(...said(answer));
     made.append(scores(task, answer));
   }
+  if (answer?.exit_layer) head.append(element("small", {}, left(task, answer)));
   return made;
+}
+
+// Where the text left the task, and how unsure that was: in the unit of the speed, which it is compared with.
+function left(task, { exit_layer: layer, uncertainty }) {
+  const where = layer < task.depth ? "left at" : "stayed to";
+  return `${where} layer ${layer} of ${task.depth} · uncertainty ${uncertainty.toFixed(2)}`;
 }
 
 // The answer in a few words, for the end of its branch in the drawing.

@@ -14,7 +14,7 @@ const EXAMPLES = [
 ];
 
 const at = (id) => document.getElementById(id);
-const [text, pair, key] = [at("text"), at("pair"), at("key")];
+const [text, pair, speed, key] = [at("text"), at("pair"), at("speed"), at("key")];
 
 let model = null; // as the server describes it
 let off = new Set(); // names of the tasks switched off, so that a task that is new is on
@@ -24,6 +24,7 @@ let width = 0; // of the drawing
 
 const loaded = () => model.tasks.filter((task) => task.loaded);
 const on = () => loaded().filter((task) => !off.has(task.name));
+const early = () => on().filter((task) => task.exits.length);
 const reads = (task) => !task.pair || pair.value.trim() !== "";
 
 async function load() {
@@ -42,7 +43,9 @@ async function ask() {
     if (problem) return complain(...problem);
     const input = { text: text.value };
     if (pair.value.trim() && on().some((task) => task.pair)) input.text_pair = pair.value;
-    const found = await predict(input, on().filter(reads).map((task) => task.name), key.value, mine.signal);
+    const asked = { inputs: [input], tasks: on().filter(reads).map((task) => task.name) };
+    if (early().length && Number(speed.value)) asked.speed = Number(speed.value);
+    const found = await predict(asked, key.value, mine.signal);
     if (found.bundle !== model.bundle) await load(); // another one went live meanwhile
     reply = { ...found, text: input.text, answers: found.results[0] };
     showReply();
@@ -106,6 +109,10 @@ function showSwitches() {
   const pairs = on().filter((task) => task.pair).map((task) => task.name);
   at("pair-field").hidden = !pairs.length;
   at("pair-tasks").textContent = `read by ${pairs.join(", ")}`;
+  const exits = early().map((task) => task.name);
+  at("speed-field").hidden = !exits.length;
+  at("speed-tasks").textContent = `0 is off; exits: ${exits.join(", ")}`;
+  at("speed-shown").textContent = Number(speed.value).toFixed(2);
   draw();
 }
 
@@ -133,6 +140,7 @@ function showReply() {
   const state = new URLSearchParams({ text: text.value });
   if (pair.value) state.set("pair", pair.value);
   if (off.size) state.set("off", [...off].join(","));
+  if (Number(speed.value)) state.set("speed", speed.value);
   at("link").hash = state;
   draw();
 }
@@ -141,7 +149,11 @@ function draw() {
   if (!model || !width) return;
   const names = new Set(on().map((task) => task.name));
   const said = Object.entries(reply?.answers ?? {}).filter(([name, answer]) => names.has(name) && !answer.error);
-  const pass = reply && { layers: reply.layers, said: new Map(said.map(([name, answer]) => [name, brief(answer)])) };
+  const pass = reply && {
+    layers: reply.layers,
+    said: new Map(said.map(([name, answer]) => [name, brief(answer)])),
+    left: new Map(said.map(([name, answer]) => [name, answer.exit_layer ?? Infinity])),
+  };
   at("drawing").replaceChildren(drawing(model, names, pass, width));
 }
 
@@ -153,6 +165,7 @@ function open() {
   text.value = state.get("text");
   pair.value = state.get("pair") ?? "";
   off = new Set(state.get("off")?.split(","));
+  speed.value = Number(state.get("speed")) || 0;
   if (model) showSwitches();
   ask();
 }
@@ -169,6 +182,7 @@ at("ask").addEventListener("submit", (event) => {
 at("ask").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) at("ask").requestSubmit();
 });
+speed.addEventListener("input", switched);
 at("all").addEventListener("click", () => {
   off.clear();
   switched();

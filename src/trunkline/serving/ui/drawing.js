@@ -1,6 +1,7 @@
 // The trunk from left to right, each branch leaving it at its fork, and how far this text went: layers that ran and
 // branches that answered are lit. A column is a depth, as in the report's drawing: a branch's first own layer stands
-// under the trunk layer that it replaces, and the deepest fork comes first, so that no branch crosses another's line.
+// under the trunk layer that it replaces, and the deepest fork comes first, so that no branch crosses another's line. A
+// text that left at an exit takes its line from there, and what it did not need stays dark.
 
 import { count, drawn } from "./elements.js";
 
@@ -10,7 +11,7 @@ const MIDDLE = TOP + HEIGHT / 2;
 const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif';
 
 // model: depth and tasks; on: names of the tasks switched on; pass: null before the first answer, else the layers that
-// ran and what each of these tasks that answered says, by name; width in px.
+// ran and, by name, what each of these tasks that answered says and after how many layers it left; width in px.
 export function drawing(model, on, pass, width) {
   const tasks = [...model.tasks].sort((a, b) => b.fork - a.fork || a.layers - b.layers || (a.name < b.name ? -1 : 1));
   const form = measures(model, tasks, width);
@@ -21,7 +22,7 @@ export function drawing(model, on, pass, width) {
   return drawn(
     "svg",
     { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": said },
-    ...wires(tasks, rows, form, lit),
+    ...wires(tasks, rows, form, lit, pass),
     ...trunk(model, tasks, on, pass, form),
     ...tasks.map((task) => branch(task, rows.get(task.name), form, on.has(task.name), pass)),
   );
@@ -33,14 +34,15 @@ function words(model, tasks, pass) {
   const ran = pass ? `${pass.layers} of ${whole} of the trunk ran.` : `A trunk of ${whole}.`;
   const limbs = tasks.map((task) => {
     const end = !pass ? "" : pass.said.has(task.name) ? `: ${pass.said.get(task.name)}` : ": did not answer";
-    return `${task.name} leaves at layer ${task.fork} with ${count(task.layers, "own layer")}${end}.`;
+    const exit = pass?.left.get(task.name) < task.depth ? `, after layer ${pass.left.get(task.name)}` : "";
+    return `${task.name} leaves at layer ${task.fork} with ${count(task.layers, "own layer")}${end}${exit}.`;
   });
   return [ran, ...limbs].join(" ");
 }
 
 // All in px: a column's `step`, the `block` in it, the `first` row's middle, a `row`'s height, where names begin.
 function measures(model, tasks, width) {
-  const columns = Math.max(model.depth, ...tasks.map((task) => task.fork + task.layers)) + 1;
+  const columns = Math.max(model.depth, ...tasks.map((task) => task.depth)) + 1;
   const narrow = width < 480;
   const step = Math.min(narrow ? 40 : 54, (width - (narrow ? 60 : 250)) / columns);
   const block = step * 0.74;
@@ -56,15 +58,18 @@ function measures(model, tasks, width) {
   };
 }
 
+// The layer of the trunk from which a text comes to a task: its fork, or an exit before it.
+const origin = (task, pass) => Math.min(task.fork, pass?.left.get(task.name) ?? task.fork);
+
 // Lines from the trunk down to the branches: at each fork one stem, and from it a line to each branch. Those of branches
 // that answered come last, over the others.
-function wires(tasks, rows, form, lit) {
+function wires(tasks, rows, form, lit, pass) {
   const made = [];
   for (const alive of [false, true]) {
     const css = alive ? "wire lit" : "wire";
     const ends = new Map();
     for (const task of tasks.filter((task) => lit(task) === alive)) {
-      const [x, y] = [form.fork(task.fork), rows.get(task.name)];
+      const [x, y] = [form.fork(origin(task, pass)), rows.get(task.name)];
       ends.set(x, y - form.corner); // the last of a fork is the lowest
       const elbow = `M${x} ${y - form.corner}Q${x} ${y} ${x + form.corner} ${y}H${head(task, form)}`;
       made.push(drawn("path", { class: css, d: elbow }));
@@ -74,7 +79,7 @@ function wires(tasks, rows, form, lit) {
   return made;
 }
 
-const head = (task, form) => form.left(task.fork + 1 + task.layers) + 6;
+const head = (task, form) => form.left(task.depth + 1) + 6;
 
 function trunk(model, tasks, on, pass, form) {
   const needed = Math.max(0, ...tasks.filter((task) => on.has(task.name)).map((task) => task.fork));
@@ -83,8 +88,8 @@ function trunk(model, tasks, on, pass, form) {
     drawn("text", { class: "name", x: form.left(0), y: 13 }, "trunk"),
     drawn("path", { class: `spine ${state}`, d: `M${form.left(0)} ${MIDDLE}H${form.fork(reached)}` }),
   ];
-  for (const fork of new Set(tasks.map((task) => task.fork))) {
-    const alive = tasks.some((task) => task.fork === fork && pass?.said.has(task.name));
+  for (const fork of new Set(tasks.flatMap((task) => [task.fork, origin(task, pass)]))) {
+    const alive = tasks.some((task) => origin(task, pass) === fork && pass?.said.has(task.name));
     const at = { cx: form.fork(fork), cy: MIDDLE, r: Math.min(3.5, (form.step - form.block) / 2) };
     parts.push(drawn("circle", { class: alive ? "joint lit" : "joint", ...at }));
   }
@@ -118,7 +123,9 @@ function branch(task, y, form, on, pass) {
   const said = pass?.said.get(task.name);
   const css = said !== undefined ? "lit" : on ? "ready" : "off";
   const made = drawn("g", { class: `branch ${css}`, "data-task": task.name });
-  for (let layer = 1; layer <= task.layers; layer++) made.append(block(form, task.fork + layer, y - 8, 16, css));
+  for (let column = task.fork + 1; column <= task.depth; column++) {
+    made.append(block(form, column, y - 8, 16, css === "lit" && column > pass.left.get(task.name) ? "ready" : css));
+  }
   made.append(drawn("circle", { class: `head ${css}`, cx: head(task, form), cy: y, r: 5 }));
   const value = said ?? (on ? "" : "off");
   made.append(...(form.narrow ? above : beside)(task, value, y, form));

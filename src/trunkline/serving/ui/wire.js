@@ -8,12 +8,12 @@ export class Refused extends Error {
   }
 }
 
-// {name, bundle, depth, engine, dtype, device, tasks: [{name, kind, labels, pair, fork, layers, loaded, …}]}
+// {name, bundle, depth, engine, dtype, device, tasks: [{name, kind, labels, pair, fork, layers, loaded, exits, …}]}
 export const describe = (key) => call("v1/model", { key });
 
-// {results: [{task: answer or {error}}], bundle, layers, timings in ms}
-export const predict = (input, tasks, key, signal) =>
-  call("v1/predict", { method: "POST", body: JSON.stringify({ inputs: [input], tasks }), key, signal });
+// {results: [{task: answer or {error}}], bundle, layers, speeds by task, timings in ms}
+export const predict = (asked, key, signal) =>
+  call("v1/predict", { method: "POST", body: JSON.stringify(asked), key, signal });
 
 async function call(path, { key, ...options }) {
   const headers = options.body ? { "Content-Type": "application/json" } : {};
