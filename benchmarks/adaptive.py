@@ -26,7 +26,7 @@ from data_projects import with_values, write_project
 from rich.console import Console
 
 from trunkline.atomic import write_json, write_text
-from trunkline.engine.base import Engine, Input, Job, Output, calibrated
+from trunkline.engine.base import Engine, Input, Job, Output
 from trunkline.engine.choose import Choice, choose
 from trunkline.engine.gpu import GpuBuilder
 from trunkline.engine.load import Loader
@@ -198,7 +198,8 @@ def merged(trunk: Trunk, choice: Choice, ready: Sequence[Ready]) -> list[dict[st
                             "batch": batch,
                             "quality": [statistics.mean(scores[task][0] for task in tasks)],
                             "quality_full": [statistics.mean(full[task] for task in tasks)],
-                            "mean_layers_ratio": statistics.mean(scores[task][1] for task in tasks),
+                            # Asked together, the trunk carries a text as deep as the last of them needs it.
+                            "mean_layers_ratio": None if name == "all" else scores[name][1],
                             "time_ratio": times(engine, texts, tasks, dict.fromkeys(tasks, dial), batch),
                             "seeds": [SEEDS[0]],
                         }
@@ -224,7 +225,7 @@ def quality(engine: Engine, task: Ready, dial: Dial) -> tuple[float, float]:
     found, _ = engine.run(jobs(engine, task.inputs, [task.name], {task.name: dial}), batch_size=32)
     outputs = [one[task.name] for one in found]
     assert all(isinstance(one, Output) for one in outputs)
-    logits: Any = [calibrated(spec, one) for one in outputs]
+    logits: Any = [spec.calibrated(one.logits, one.depth) for one in outputs]
     values = logits if spec.kind is Kind.TAGGING else np.stack(logits)
     scores = evaluate(spec.kind, spec.labels, spec.positive, task.rows, values)
     return scores[task.metric], statistics.mean(one.depth for one in outputs) / spec.depth

@@ -37,14 +37,14 @@ def page(found: dict[str, Any]) -> str:
 
 def _line(row: dict[str, Any]) -> str:
     asked = f"speed {row['speed']:g}" if row["keep"] is None else f"keep {row['keep']:g}"
-    saved = 1 - row["mean_layers_ratio"]
-    shown = f"{(1 - row['time_ratio']) / saved:.2f}" if saved > 0.05 else "-"
+    layers = row["mean_layers_ratio"]
+    shown = "-" if layers is None or layers > 0.95 else f"{(1 - row['time_ratio']) / (1 - layers):.2f}"
     figures = [
         row["task"],
         asked,
         _spread(row["quality"]),
         _spread(row["quality_full"]),
-        f"{row['mean_layers_ratio']:.2f}",
+        "-" if layers is None else f"{layers:.2f}",
         f"{row['time_ratio']:.2f}",
         shown,
     ]

@@ -25,14 +25,16 @@ from trunkline.training.leaving import KEEPS, SPEEDS
 
 EXITS = {"enabled": True, "depths": [1], "epochs": 1.0, "min_steps": 12, "batch_size": 8}
 """At a depth that every candidate can have, so that no measured time decides."""
-THREE = ("intent", "slots", "urgency")
+DEPTHS = {"intent": [1], "slots": [1], "urgency": [1, 2]}
+"""Rows of a regression leave where two exits agree."""
+THREE = {name: SORTS[name] for name in DEPTHS} | {"urgency": {**SORTS["urgency"], "distill": {"layers": []}}}
 INPUTS = [Input("play some music"), Input("will it rain in the city tomorrow"), Input("set an alarm", "wake me please")]
 
 
 @pytest.fixture(scope="session")
 def finished_exits(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Path:
     """A project after its first run, every task with exits."""
-    tasks = {name: {**SORTS[name], "exits": EXITS} for name in THREE}
+    tasks = {name: {**sort, "exits": {**EXITS, "depths": DEPTHS[name]}} for name, sort in THREE.items()}
     root = write_project(tmp_path_factory.mktemp("finished") / "small", tasks, encoder=encoder)
     Project.load(root).run()
     return root
@@ -45,7 +47,7 @@ def left(tmp_path: Path, finished_exits: Path) -> Path:
 
 
 def with_exits(root: Path, task: str, **changes: Any) -> None:
-    write_task(root, task, **SORTS[task], exits={**EXITS, **changes})
+    write_task(root, task, **THREE[task], exits={**EXITS, "depths": DEPTHS[task], **changes})
 
 
 def files(root: Path) -> dict[str, Path]:
@@ -86,7 +88,7 @@ def run(root: Path, *tasks: str) -> tuple[Heard, Project]:
 @pytest.mark.parametrize("task", THREE)
 def test_the_chosen_branch_is_released_with_exits_and_what_its_speeds_come_to(left: Path, task: str) -> None:
     found = spec(left, task)
-    assert [one.depth for one in found.exits] == [1]
+    assert [one.depth for one in found.exits] == DEPTHS[task]
     assert [point.speed for point in found.speeds] == list(SPEEDS)
     assert (found.speeds[0].layers, found.speeds[0].time) == (found.depth, 1.0)
     plain = candidate(left, task)
@@ -99,7 +101,7 @@ def test_the_report_shows_each_keep_with_its_speed_and_speed_0_as_it_was_measure
     about = Project.load(left).report()["tasks"][task]
     exits, points = about["exits"], {point.speed: point for point in spec(left, task).speeds}
     assert [row["keep"] for row in exits["speeds"]] == [None, *KEEPS]
-    assert exits["kept"] == [{"depth": 1, "form": spec(left, task).exits[0].form.value}]
+    assert exits["kept"] == [{"depth": one.depth, "form": one.form.value} for one in spec(left, task).exits]
     for row in exits["speeds"]:
         assert row["valid"] == points[row["speed"]].quality
         assert row["keep"] is None or row["valid"] >= row["keep"] * points[0].quality
@@ -288,3 +290,16 @@ def test_a_depth_that_no_branch_of_the_encoder_reaches_is_refused(done: Path) ->
     [problem] = caught.value.problems
     assert (problem.file, problem.where, problem.found) == ("tasks/intent.toml", "exits.depths", "3")
     assert (problem.allowed or "").startswith("below 3")
+
+
+def test_an_exit_by_itself_is_none_where_rows_leave_when_two_agree(done: Path) -> None:
+    write_task(done, "urgency", **THREE["urgency"], exits={**EXITS, "depths": [1]})
+    heard, _ = run(done)
+    assert "urgency: no exits: rows leave where two exits agree, and there is room for one" in heard.said
+    assert spec(done, "urgency").exits == ()
+
+
+def test_measuring_again_chooses_exits_anew(left: Path) -> None:
+    heard = Why()
+    Project.load(left).run(["intent"], remeasure=True, show=heard)
+    assert [stage.split("/")[0] for stage in heard.why if stage.endswith("/exits")] == ["intent"]

@@ -94,3 +94,16 @@ def test_each_task_has_its_own_dial() -> None:
     assert found == {"a": Dial(speed=0.5), "b": Dial(keep=0.99), "c": Dial()}
     assert [found[task].of(points(0.9, 0.9, 0.5)) for task in "abc"] == [0.5, 0.1, 0.0]
     assert dials(["a"], keep=1)["a"].of([]) == 0.0
+
+
+@pytest.mark.parametrize("rule", Rule)
+@pytest.mark.parametrize("kind", [Kind.CLASSIFICATION, Kind.MULTILABEL, Kind.REGRESSION])
+def test_what_is_no_number_is_all_doubt_and_confirms_nothing(kind: Kind, rule: Rule) -> None:
+    trail = Trail(kind, rule, rows=1)
+    width = 1 if kind is Kind.REGRESSION else 2
+    real, broken = np.zeros((1, width)), np.full((1, width), np.nan)
+    row = np.asarray([0])
+    trail.uncertainty(real, row)
+    assert list(trail.uncertainty(broken, row)) == [1.0]
+    if rule is Rule.PATIENCE or kind is Kind.REGRESSION:
+        assert list(trail.uncertainty(real, row)) == [1.0]

@@ -41,7 +41,9 @@ def accuracy(logits: Any, rows: Any) -> float:
 
 def said(exits: dict[Place, Sequence[Sequence[float]]]) -> Said:
     head = np.asarray([sure(label, 9.0) for label in GOLD])
-    return Said(head, {place: np.asarray(logits) for place, logits in exits.items()}, None, accuracy)
+    return Said(
+        head, {place: np.asarray(logits) for place, logits in exits.items()}, None, accuracy, np.arange(len(head))
+    )
 
 
 def test_prices_add_up_along_the_way_exits_that_were_passed_among_them() -> None:
@@ -59,9 +61,8 @@ def test_each_speed_says_quality_layers_and_time_of_the_rows_that_leave() -> Non
     first = [sure(0, 5.0), sure(0, 5.0), sure(0, 0.1), sure(1, 0.1)]
     second = [sure(label, 5.0) for label in GOLD]
     places: list[Place] = [(1, LINEAR), (2, ATTENTION)]
-    points = Outcomes(spec(), Rule.ENTROPY, PRICES, said(dict(zip(places, [first, second], strict=True)))).points(
-        places
-    )
+    given = said(dict(zip(places, [first, second], strict=True)))
+    points = Outcomes(spec(), Rule.ENTROPY, PRICES, given).points(places, errors=False)
     assert [point.speed for point in points] == list(SPEEDS)
     assert (points[0].quality, points[0].layers, points[0].time) == (1.0, 4.0, 1.0)
     unused = points[1]
@@ -87,8 +88,8 @@ def test_every_row_leaves_where_it_would_if_it_were_alone(kind: str, rule: Rule)
         seen.append(np.asarray(logits))
         return 1.0
 
-    given = Said(base + 100, exits, words, heard)
-    points = Outcomes(spec(kind, std=2.0), rule, PRICES, given).points(places)
+    given = Said(base + 100, exits, words, heard, np.arange(rows))
+    points = Outcomes(spec(kind, std=2.0), rule, PRICES, given).points(places, errors=False)
     for point in points:
         depths, mixture = [], []
         for row in range(rows):
@@ -133,7 +134,11 @@ def test_where_exits_are_compared_two_come_together(kind: str, rule: Rule) -> No
         head = np.asarray([sure(label, 9.0) for label in GOLD])
         right, wrong = head / 2, -head
     exits = {(1, LINEAR): wrong, (1, ATTENTION): right, (2, LINEAR): right, (3, LINEAR): wrong}
-    given = Said(head, exits, None, lambda logits, _: float(np.corrcoef(logits.ravel(), head.ravel())[0, 1]))
+
+    def correlation(logits: Any, _: Any) -> float:
+        return float(np.corrcoef(logits.ravel(), head.ravel())[0, 1])
+
+    given = Said(head, exits, None, correlation, np.arange(len(head)))
     found = worthwhile(Outcomes(spec(kind), rule, PRICES, given), list(exits))
     assert found == [(1, ATTENTION), (2, LINEAR)]
 
@@ -154,10 +159,36 @@ def test_a_speed_knows_how_sure_its_quality_is() -> None:
     def right(logits: Any, rows: Any) -> float:
         return float((logits.argmax(-1) == gold)[rows].mean())
 
-    spoken = Said(head, {(1, LINEAR): early}, None, right)
-    points = Outcomes(spec(), Rule.ENTROPY, PRICES, spoken).points([(1, LINEAR)])
+    spoken = Said(head, {(1, LINEAR): early}, None, right, np.arange(100))
+    points = Outcomes(spec(), Rule.ENTROPY, PRICES, spoken).points([(1, LINEAR)], errors=True)
     assert (points[0].quality, points[0].error) == (1.0, 0.0)
     assert points[-1].quality == pytest.approx(0.96)
     assert points[-1].error == pytest.approx(np.sqrt(0.04 * 0.96 / 100), rel=0.5)
     assert fastest(points, 0.95) == 0.0  # 0.96 less its error is not 0.95 for sure
     assert fastest(points, 0.92) > 0
+
+
+def test_a_metric_below_zero_is_kept_from_getting_worse() -> None:
+    """As of a correlation on a small split: all speeds stand in the table, and no keep takes one that is worse."""
+    given = said({(1, LINEAR): [sure(1 - label, 9.0) for label in GOLD]})
+    below = Said(given.head, given.exits, None, lambda logits, rows: accuracy(logits, rows) - 2, given.clusters)
+    outcomes = Outcomes(spec(), Rule.ENTROPY, PRICES, below)
+    points = outcomes.points([(1, LINEAR)], errors=True)
+    assert [point.speed for point in points] == list(SPEEDS)
+    assert fastest(points, 0.98) == 0.0
+    assert outcomes.time([(1, LINEAR)]) == 1.0
+
+
+def test_rows_of_one_query_are_left_out_together() -> None:
+    scored: list[np.ndarray] = []
+
+    def heard(_: Any, rows: Any) -> float:
+        scored.append(rows)
+        return float(len(rows))
+
+    given = said({(1, LINEAR): [sure(label, 9.0) for label in GOLD]})
+    queries = np.asarray([0, 0, 1, 1])
+    Outcomes(spec(), Rule.ENTROPY, PRICES, Said(given.head, given.exits, None, heard, queries)).points(
+        [(1, LINEAR)], errors=True
+    )
+    assert {tuple(rows) for rows in scored} == {(0, 1, 2, 3), (0, 1), (2, 3)}

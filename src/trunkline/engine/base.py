@@ -258,12 +258,7 @@ def _answer(spec: BranchSpec, item: Input | ItemError, output: Output | ItemErro
     if isinstance(output, ItemError):
         return output
     words = item.spans() if spec.kind is Kind.TAGGING else None
-    made = answer(spec.kind, spec.labels, spec.positive, calibrated(spec, output), item.text, words)
+    made = answer(spec.kind, spec.labels, spec.positive, spec.calibrated(output.logits, output.depth), item.text, words)
     if output.uncertainty is None:
         return made
     return replace(made, exit_layer=output.depth, uncertainty=output.uncertainty)
-
-
-def calibrated(spec: BranchSpec, output: Output) -> Logits:
-    """Logits from which probabilities are made: divided by the temperature of whichever exit or head gave them."""
-    return output.logits if spec.kind is Kind.REGRESSION else output.logits / spec.temperature_at(output.depth)

@@ -89,9 +89,8 @@ class _Dialled(_Asking):
 
     def uncertainty(self, logits: Logits, asks: Numbers, depth: int) -> NDArray[np.float64]:
         """How unsure the exit or head at a depth is of these, (n,), from their logits."""
-        shown = logits if self.spec.kind is Kind.REGRESSION else logits / self.spec.temperature_at(depth)
         words = None if self._words is None else self._words[asks, : logits.shape[1]]
-        return self._trail.uncertainty(shown, asks, words)
+        return self._trail.uncertainty(self.spec.calibrated(logits, depth), asks, words)
 
 
 class Pass:

@@ -29,6 +29,7 @@ from trunkline.model.exits import ExitSpec, Form
 from trunkline.model.heads import Pooling
 from trunkline.model.tokens import TokenBatch
 from trunkline.model.trunk import Trunk
+from trunkline.project.speed import SpeedPoint
 from trunkline.project.tasks import Kind
 
 Job = Callable[[], list[float]]
@@ -113,6 +114,7 @@ def _branch(trunk: Trunk, shape: Shape, max_tokens: int) -> Branch:
         latents=shape.latents,
         crossing=shape.crossing,
         exits=(ExitSpec(depth=_EXIT, form=Form(shape.exit)),) if shape.exit else (),
+        speeds=(SpeedPoint(speed=0, quality=1, layers=0, time=1),) if shape.exit else (),
         max_tokens=max_tokens,
         width=trunk.width,
         outputs=2,

@@ -217,7 +217,7 @@ def _left(
             words = np.zeros((len(rows), logits.shape[1]), dtype=bool)
             for row, first in zip(words, firsts, strict=True):
                 row[list(first)] = True
-        shown = logits[rows] if spec.kind is Kind.REGRESSION else logits[rows] / spec.temperature_at(depth)
+        shown = spec.calibrated(logits[rows], depth)
         for place, unsure in enumerate(trail.uncertainty(shown, np.arange(len(rows)), words)):
             if place not in found and (unsure < speed or depth == spec.depth):
                 found[place] = depth, float(unsure)

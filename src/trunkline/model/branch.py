@@ -17,6 +17,7 @@ from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -59,8 +60,8 @@ class BranchSpec(BaseModel):
     labels: tuple[str, ...]
     positive: str | None = None
     metric: str
-    fork: int
-    layers: int
+    fork: int = Field(ge=0)
+    layers: int = Field(ge=0)
     reading: Reading
     pooling: Pooling
     latents: int = 0
@@ -84,12 +85,12 @@ class BranchSpec(BaseModel):
 
     @model_validator(mode="after")
     def _exits_on_the_way(self) -> Self:
-        depths = [one.depth for one in self.exits]
-        if depths != sorted(set(depths)) or not set(depths) <= set(may_exit(self)):
-            raise ValueError(f"exits after layers {depths}, where it can have them after {list(may_exit(self))}")
+        depths, allowed = [one.depth for one in self.exits], may_exit(self)
+        if depths != sorted(set(depths)) or not all(depth in allowed for depth in depths):
+            raise ValueError(f"exits after layers {depths}; they stand from {allowed.start} to {allowed.stop - 1}")
         speeds = [point.speed for point in self.speeds]
-        if speeds != sorted(set(speeds)) or speeds[:1] not in ([], [0.0]) or (speeds and not depths):
-            raise ValueError("speeds must rise from 0, and there are none without exits")
+        if speeds != sorted(set(speeds)) or speeds[:1] != ([0.0] if depths else []):
+            raise ValueError("with exits there are speeds, which rise from 0; without exits there are none")
         return self
 
     @property
@@ -102,9 +103,13 @@ class BranchSpec(BaseModel):
         """Whether a row may leave between the branch's own layers."""
         return any(one.depth > self.fork for one in self.exits)
 
-    def temperature_at(self, depth: int) -> float:
-        """What logits that were given after `depth` layers are divided by."""
-        return next((one.temperature for one in self.exits if one.depth == depth), self.temperature)
+    def calibrated(self, logits: NDArray[np.float32], depth: int) -> NDArray[np.float32]:
+        """Logits from which probabilities are made, of those that were given after `depth` layers: divided by the
+        temperature of the exit or head there. Regression has none.
+        """
+        if self.kind is Kind.REGRESSION:
+            return logits
+        return logits / next((one.temperature for one in self.exits if one.depth == depth), self.temperature)
 
     @property
     def outside(self) -> int:

@@ -32,7 +32,7 @@ class Form(StrEnum):
 class ExitSpec(BaseModel):
     """One exit: it reads the states after `depth` layers, the trunk's and then the branch's own."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     depth: int = Field(ge=1)
     form: Form

@@ -5,7 +5,7 @@ Knows shapes and times. Which candidates have them, and what is made of it, is `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -98,11 +98,16 @@ def openvino_version() -> str | None:
         return None
 
 
-def forget(store: Store) -> None:
-    """Drop every time that was measured on this machine, so that what is asked for next is measured again."""
+def forget(store: Store, tasks: Collection[str]) -> None:
+    """Drop every time that was measured on this machine, so that what is asked for next is measured again, and exits of
+    these tasks that were chosen by such times.
+    """
     here = machine()
     for folder in sorted(store.stages.iterdir()):
-        if store.get(folder.name).fields.get("machine") == here:
+        entry = store.get(folder.name)
+        if entry.fields.get("machine") == here or (
+            entry.result.get("machine") == here and entry.fields.get("task") in tasks
+        ):
             remove_folder(folder)
 
 

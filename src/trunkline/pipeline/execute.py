@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trunkline.errors import Problem, ProjectError, TrunklineError
+from trunkline.machine import machine
 from trunkline.model.source import Source
 from trunkline.pipeline.costs import exit_shape, measure, shape_of
 from trunkline.pipeline.select import READS
@@ -302,6 +303,7 @@ class Workshop:
         save_branch(made.branch, artifacts / BRANCH)
         points = made.branch.spec.speeds
         return {
+            "machine": machine(),  # whose times the choice rests on
             "depth": made.branch.spec.depth,
             "exits": [one.model_dump(mode="json") for one in made.branch.spec.exits],
             "speeds": {split: [point.model_dump() for point in found] for split, found in made.speeds.items()},

@@ -189,7 +189,7 @@ class Project:
             workshop = self._workshop(graph, show)
             self._train(workshop, steps, show)
             if remeasure:
-                forget(self.store)
+                forget(self.store, names)
             record = partial(planning.record, graph, self.store, names, set(self.tasks) - set(names))
             if agree is None:
                 record()

@@ -44,7 +44,7 @@ class StageKind(StrEnum):
     """Give a finished branch exits, and find out what speeds come to."""
 
 
-VERSIONS = {StageKind.PREPARE: 1, StageKind.FULL: 2, StageKind.TUNE: 3, StageKind.DISTILL: 3, StageKind.EXITS: 1}
+VERSIONS = {StageKind.PREPARE: 1, StageKind.FULL: 2, StageKind.TUNE: 3, StageKind.DISTILL: 3, StageKind.EXITS: 2}
 """Raised when a stage would give another result from the same fields."""
 
 

@@ -50,8 +50,8 @@ class SpeedPoint(BaseModel):
     speed: Annotated[float, Field(ge=0, le=1)]
     quality: float
     error: Annotated[float, Field(ge=0)] = 0.0
-    layers: float
-    time: float
+    layers: Annotated[float, Field(ge=0)]
+    time: Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,18 @@ def fastest(points: Sequence[SpeedPoint], keep: float) -> float:
     kept on `valid`, with one standard error to spare: small sets flatter whatever was chosen on them.
     """
     rising = sorted(points, key=lambda point: point.speed)
-    full = rising[0].quality
-    least = full - (1 - keep) * abs(full)  # a bad Matthews correlation is below 0
+    least = least_quality(rising[0].quality, keep)
     kept = [rising[0]]
     for point in rising[1:]:
         if point.quality - point.error < least:
             break
         kept.append(point)
     return min(kept, key=lambda point: (point.time, point.speed)).speed
+
+
+def least_quality(full: float, keep: float) -> float:
+    """What keeps the fraction `keep` of a metric: below it where it is below 0, as a bad correlation may be."""
+    return full - (1 - keep) * abs(full)
 
 
 class Trail:
@@ -127,15 +131,25 @@ class Trail:
 
         Tagging has logits (n, T, C), and `words` (n, T) are the positions that count.
         """
-        values = np.asarray(logits, dtype=np.float64)
+        values = np.array(logits, dtype=np.float64)
+        if words is not None:
+            values[~words] = 0.0
+        sound = np.asarray(np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
+        values[~sound] = 0.0
+        return np.where(sound, self._of(values, rows, words, sound), 1.0)
+
+    def _of(
+        self, values: Floats, rows: NDArray[np.int64], words: NDArray[np.bool_] | None, sound: NDArray[np.bool_]
+    ) -> Floats:
         said = self._answers(values)
         if words is not None:
             said = np.where(words, said, -1)
         if self._said is None:
             self._said = np.zeros((len(self._seen), *said.shape[1:]), dtype=said.dtype)
         seen, gaps = self._seen[rows], self._gaps(said, self._said[rows])
-        self._agreed[rows] = np.where(seen & (gaps <= AGREED), self._agreed[rows] + 1, 0)
-        self._said[rows], self._seen[rows] = said, True
+        # Classes are 0 apart, or 1 and more.
+        self._agreed[rows] = np.where(sound & seen & (gaps <= AGREED), self._agreed[rows] + 1, 0)
+        self._said[rows], self._seen[rows] = said, sound
         if self._rule is Rule.PATIENCE:
             return 1 / (1 + self._agreed[rows])
         if self._kind is Kind.REGRESSION:

@@ -25,7 +25,18 @@ from trunkline.project.speed import Rule, SpeedPoint
 from trunkline.project.tasks import Kind
 from trunkline.training.calibration import fit_temperature, flatten
 from trunkline.training.candidates import Report
-from trunkline.training.leaving import KEEPS, LEAST_GAIN, Outcomes, Place, Prices, Said, at_depths, worthwhile
+from trunkline.training.leaving import (
+    KEEPS,
+    LEAST_GAIN,
+    Outcomes,
+    Place,
+    Prices,
+    Said,
+    at_depths,
+    compared,
+    least_time,
+    worthwhile,
+)
 from trunkline.training.loop import BatchRows, Epochs, Outcome, Schedule, by_length, fit
 from trunkline.training.losses import IGNORE, exit_loss
 from trunkline.training.material import FIT, Logits, TaskMaterial
@@ -111,6 +122,9 @@ def add_exits(
     if misfits or not allowed:
         material.say(f"{spec.task}: {_left_out(spec, misfits)}")
     places = [(depth, form) for depth in (depths or allowed) if depth in allowed for form in forms]
+    if len({depth for depth, _ in places}) == 1 and compared(spec.kind, rule):
+        material.say(f"{spec.task}: no exits: rows leave where two exits agree, and there is room for one")
+        return WithExits(branch, None, {})
     if not places:
         return WithExits(branch, None, {})
     exits, outcome = _train(material, branch.eval(), places, schedule, checkpoint, report)
@@ -121,19 +135,19 @@ def add_exits(
     kept = (
         at_depths(outcomes, sorted({depth for depth, _ in places}), forms) if depths else worthwhile(outcomes, places)
     )
-    if not kept:
+    speeds = {"valid": outcomes.points(kept, errors=True)} if kept else {}
+    if not kept or not (depths or least_time(speeds["valid"]) <= 1 - LEAST_GAIN):
         keeps = ", ".join(f"{100 * keep:g}" for keep in KEEPS)
         material.say(
             f"{spec.task}: no exit saves {100 * LEAST_GAIN:g} % of the time, on average where {keeps} % of the quality "
             "are kept, so its branch has none"
         )
         return WithExits(branch, outcome, {})
-    speeds = {"valid": outcomes.points(kept)}
     for split in material.splits():
         if split not in speeds:
             head, found = _logits(material, branch, exits, split, kept)
             said = _said(material, spec, split, head, found, temperatures)
-            speeds[split] = Outcomes(spec, rule, ms, said).points(kept)
+            speeds[split] = Outcomes(spec, rule, ms, said).points(kept, errors=False)
     made = tuple(ExitSpec(depth=depth, form=form, temperature=temperatures[depth, form]) for depth, form in kept)
     update = {"exits": made, "rule": rule, "speeds": speeds["valid"]}
     return WithExits(_joined(branch, spec.model_copy(update=update), exits), outcome, speeds)
@@ -234,6 +248,7 @@ def _said(
         exits={place: _padded(logits) / temperatures[place] for place, logits in exits.items()},
         words=words,
         metric=lambda logits, some: material.metrics(rows.take(some), logits[some])[material.metric],
+        clusters=np.arange(len(rows)) if rows.groups is None else np.unique(rows.groups, return_inverse=True)[1],
     )
 
 

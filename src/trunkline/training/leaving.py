@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from trunkline.errors import ProjectError
 from trunkline.model.branch import BranchSpec
 from trunkline.model.exits import Form
-from trunkline.project.speed import Floats, Rule, SpeedPoint, Trail, fastest
+from trunkline.project.speed import Floats, Rule, SpeedPoint, Trail, fastest, least_quality
 from trunkline.project.tasks import Kind
 
 SPEEDS = tuple(round((step / 40) ** 2, 4) for step in range(41))
@@ -29,8 +29,6 @@ KEEPS = (0.995, 0.99, 0.98)
 """The fractions of quality that exits are chosen for, and reported at."""
 GROUPS = 20
 """Rows are left out in so many groups to find how sure a metric is."""
-SURE_FROM = 0.9
-"""Below this fraction of quality nobody asks how sure it is."""
 LEAST_GAIN = 0.01
 """An exit must save so much more, of the time that speed 0 takes."""
 
@@ -59,14 +57,15 @@ class Prices:
 @dataclass(frozen=True)
 class Said:
     """What a branch says of the rows of one split on its way: calibrated logits (n, C), or for tagging (n, W, C) with
-    `words` (n, W), those that count. `metric` scores logits of some of the rows, by their
-    numbers.
+    `words` (n, W), those that count. `metric` scores logits of some of the rows, by their numbers; `clusters` (n,) are
+    equal for rows that are judged together, as are those of one query.
     """
 
     head: NDArray[Any]
     exits: Mapping[Place, NDArray[Any]]
     words: NDArray[np.bool_] | None
     metric: Callable[[NDArray[Any], NDArray[np.int64]], float]
+    clusters: NDArray[np.int64]
 
 
 class Outcomes:
@@ -77,57 +76,65 @@ class Outcomes:
         self._rows = np.arange(len(said.head))
         self._names = {place: number for number, place in enumerate(said.exits, 1)}  # the head is 0
         self._scores: dict[bytes, float] = {}
-        order = self._rows if spec.kind is Kind.RELEVANCE else np.random.default_rng(0).permutation(self._rows)
-        self._groups = np.array_split(order, min(GROUPS, len(order)))  # rows of one query stand together
+        self._head_scores: list[float] = []
+        shuffled = np.random.default_rng(0).permutation(np.unique(said.clusters))
+        folds = np.array_split(shuffled, min(GROUPS, len(shuffled)))
+        self._left = [np.flatnonzero(~np.isin(said.clusters, fold)) for fold in folds]
 
-    def points(self, places: Sequence[Place]) -> tuple[SpeedPoint, ...]:
-        """A point for each of `SPEEDS`, with exits at these places alone."""
-        return self._points(places, SPEEDS, -np.inf, errors=True)
+    def points(self, places: Sequence[Place], *, errors: bool) -> tuple[SpeedPoint, ...]:
+        """A point for each of `SPEEDS`, with exits at these places alone; `errors`, which take long, are left at 0
+        unless asked for.
+        """
+        points = self._points(places, SPEEDS)
+        if not errors:
+            return tuple(point for point, _ in points)
+        found: dict[bytes, float] = {}
+        for _, names in points:
+            if names.tobytes() not in found:
+                found[names.tobytes()] = self._error(names)
+        return tuple(point.model_copy(update={"error": found[names.tobytes()]}) for point, names in points)
 
     def time(self, places: Sequence[Place]) -> float:
-        """Mean over `KEEPS` of the least time at which that fraction of quality is kept, by every second speed."""
-        points = self._points(places, _SEARCHED, min(KEEPS), errors=False)
-        times = {point.speed: point.time for point in points}
-        return float(np.mean([times[fastest(points, keep)] for keep in KEEPS]))
+        """What `least_time` says of exits at these places, by every second speed and without errors."""
+        return least_time([point for point, _ in self._points(places, _SEARCHED, enough=min(KEEPS))])
 
     @property
     def compared(self) -> bool:
         """Whether rows leave where exits agree, so that no row leaves at the first."""
-        return self._rule is Rule.PATIENCE or self._spec.kind is Kind.REGRESSION
+        return compared(self._spec.kind, self._rule)
 
     def _points(
-        self, places: Sequence[Place], speeds: Sequence[float], enough: float, *, errors: bool
-    ) -> tuple[SpeedPoint, ...]:
-        """Up to the first of less than the fraction `enough` of quality: `fastest` looks no further."""
+        self, places: Sequence[Place], speeds: Sequence[float], *, enough: float | None = None
+    ) -> list[tuple[SpeedPoint, NDArray[np.int16]]]:
+        """Each with the name of the exit, or head, that answered each row; up to the first that does not keep `enough`
+        of the quality, where that is given: `fastest` looks no further.
+        """
         ordered = sorted(places)
         costs = self._prices.costs(self._spec.fork, ordered)
         depths = np.asarray([*(depth for depth, _ in ordered), self._spec.depth])
         unsure = self._uncertainties(ordered)
-        points: list[SpeedPoint] = []
+        points: list[tuple[SpeedPoint, NDArray[np.int16]]] = []
         for speed in speeds:
             leaves = unsure < speed
             left = np.where(leaves.any(1), leaves.argmax(1), len(ordered))  # (n,) positions in `ordered`, or the head
             names = np.asarray([*(self._names[place] for place in ordered), 0], dtype=np.int16)[left]
-            quality = self._quality(names)
-            points.append(
-                SpeedPoint(
-                    speed=speed,
-                    quality=quality,
-                    error=self._error(names) if errors and points and quality >= SURE_FROM * points[0].quality else 0.0,
-                    layers=float(depths[left].mean()),
-                    time=float(costs[left].mean()) if speed else 1.0,  # at speed 0 no exit is run
-                )
+            point = SpeedPoint(
+                speed=speed,
+                quality=self._quality(names),
+                layers=float(depths[left].mean()),
+                time=float(costs[left].mean()) if speed else 1.0,  # at speed 0 no exit is run
             )
-            if quality < enough * points[0].quality:
+            points.append((point, names))
+            if enough is not None and point.quality < least_quality(points[0][0].quality, enough):
                 break
-        return tuple(points)
+        return points
 
     def _uncertainties(self, places: Sequence[Place]) -> Floats:
         """(n, E); a row is followed through all exits, since what one says of it depends on those before at most."""
         trail = Trail(self._spec.kind, self._rule, rows=len(self._rows), std=self._spec.std)
         said = self._said
         found = [trail.uncertainty(said.exits[place], self._rows, said.words) for place in places]
-        return np.stack(found, axis=1) if found else np.empty((len(self._rows), 0))
+        return np.stack(found, axis=1)
 
     def _quality(self, names: NDArray[np.int16]) -> float:
         """The metric of rows each answered where `names` says; equal mixtures, of which there are many, once."""
@@ -142,10 +149,10 @@ class Outcomes:
         """
         if not names.any():
             return 0.0
-        mixture, head, metric = self._mixture(names), self._said.head, self._said.metric
-        left = [np.setdiff1d(self._rows, group) for group in self._groups]
+        mixture, metric = self._mixture(names), self._said.metric
         try:
-            gaps = np.asarray([metric(mixture, rows) - metric(head, rows) for rows in left])
+            self._head_scores = self._head_scores or [metric(self._said.head, rows) for rows in self._left]
+            gaps = np.asarray([metric(mixture, rows) for rows in self._left]) - self._head_scores
         except ProjectError:  # so few rows that some groups leave none with a metric
             return 1.0
         return float(np.sqrt((len(gaps) - 1) * gaps.var()))
@@ -155,6 +162,17 @@ class Outcomes:
         for place, name in self._names.items():
             mixture[names == name] = self._said.exits[place][names == name]
         return mixture
+
+
+def compared(kind: Kind, rule: Rule) -> bool:
+    """Whether rows of this kind leave by this rule where exits agree, so that no row leaves at the first."""
+    return rule is Rule.PATIENCE or kind is Kind.REGRESSION
+
+
+def least_time(points: Sequence[SpeedPoint]) -> float:
+    """Mean over `KEEPS` of the time at the speed that keeps so much."""
+    times = {point.speed: point.time for point in points}
+    return float(np.mean([times[fastest(points, keep)] for keep in KEEPS]))
 
 
 def worthwhile(outcomes: Outcomes, places: Sequence[Place]) -> list[Place]:
