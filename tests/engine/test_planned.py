@@ -219,6 +219,15 @@ def test_only_branches_that_are_new_are_loaded_again(bert: tuple[Loader, dict[st
     assert asked == ["urgency"]
 
 
+def test_a_branch_answers_under_the_name_that_the_engine_has_for_it(bert: tuple[Loader, dict[str, Branch]]) -> None:
+    loader, branches = bert
+    named = {f"the {task}": (task, lambda task=task: branches[task]) for task in ("intent", "slots", "same")}
+    found, _ = loader.engine(named).run([Job(INPUTS[0], tuple(named))])
+    expected = TorchEngine(loader.trunk, branches).logits(INPUTS[:1], branches)
+    for task in ("intent", "slots", "same"):
+        assert same(expected[task][0], logits_of(found[0][f"the {task}"]))
+
+
 def test_an_input_longer_than_a_pass_runs_alone(both: tuple[TorchEngine, PlannedEngine]) -> None:
     reference, fast = both
     small = PlannedEngine(fast.reader, fast.backend, pass_tokens=8)

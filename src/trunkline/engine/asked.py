@@ -96,7 +96,7 @@ class Asked:
 
     def answer(
         self,
-        spec: BranchSpec,
+        task: str,
         jobs: Sequence[Sequence[int]],
         logits: Logits,
         depth: int,
@@ -105,20 +105,20 @@ class Asked:
         """Note what a task's branch gave after `depth` layers for n rows, each of some jobs: logits (n, C), or of
         subwords (n, T, C), and, where they were asked at a speed, how unsure it was.
         """
-        tagged = spec.kind is Kind.TAGGING
+        tagged = self._specs[task].kind is Kind.TAGGING
         finite = not tagged and bool(np.isfinite(logits).all())  # at once: row by row takes far longer
         for place, asking in enumerate(jobs):
             for i in asking:
-                found = self._words(spec, i, logits[place]) if tagged else logits[place]
+                found = self._words(task, i, logits[place]) if tagged else logits[place]
                 sound = finite or bool(np.isfinite(found).all())
                 uncertainty = unsure[place] if unsure else None
-                self.results[i][spec.task] = Output(found, depth, uncertainty) if sound else NOT_A_NUMBER
+                self.results[i][task] = Output(found, depth, uncertainty) if sound else NOT_A_NUMBER
 
-    def _words(self, spec: BranchSpec, i: int, logits: Logits) -> Logits:
+    def _words(self, task: str, i: int, logits: Logits) -> Logits:
         """Logits (words, C) of a job from those of its row's subwords, (T, C)."""
         item = self.jobs[i].item
         assert isinstance(item, Input)
-        return word_logits(logits, first_subwords(self.own[i, spec.task], item.spans()), spec.outside)
+        return word_logits(logits, first_subwords(self.own[i, task], item.spans()), self._specs[task].outside)
 
     def _read(self, reader: TextReader) -> None:
         manners = {name: Manner.of(spec) for name, spec in self._specs.items()}

@@ -58,7 +58,8 @@ _Asks = Sequence[tuple[int, Ask, list[int]]]  # row, how it is asked, jobs
 class _Asking:
     """One task in a batch: the rows that it is asked of, by rising number, and the jobs of each."""
 
-    def __init__(self, spec: BranchSpec, asks: _Asks) -> None:
+    def __init__(self, task: str, spec: BranchSpec, asks: _Asks) -> None:
+        self.task = task
         self.spec = spec
         self.places = [place for place, _, _ in asks]
         self.jobs = [jobs for _, _, jobs in asks]
@@ -67,8 +68,8 @@ class _Asking:
 class _Dialled(_Asking):
     """One that is asked n times at speeds, some of which may be 0: a row as often as there are speeds for it."""
 
-    def __init__(self, spec: BranchSpec, asks: _Asks, tokens: int) -> None:
-        super().__init__(spec, asks)
+    def __init__(self, task: str, spec: BranchSpec, asks: _Asks, tokens: int) -> None:
+        super().__init__(task, spec, asks)
         self.rows: Numbers = np.asarray(self.places)  # (n,)
         self.speeds = np.asarray([ask.speed for _, ask, _ in asks])  # (n,)
         self.waiting = np.ones(len(asks), dtype=bool)
@@ -115,8 +116,8 @@ class Pass:
                 if ask.speed:
                     dialled.add(ask.task)
         specs = backend.specs
-        self._plain = [_Asking(specs[task], asks) for task, asks in found.items() if task not in dialled]
-        self._dialled = [_Dialled(specs[task], found[task], mask.shape[1]) for task in found if task in dialled]
+        self._plain = [_Asking(task, specs[task], asks) for task, asks in found.items() if task not in dialled]
+        self._dialled = [_Dialled(task, specs[task], found[task], mask.shape[1]) for task in found if task in dialled]
         self._kept = np.asarray([max(row.kept, default=0) for row in rows])
 
     def run(self) -> None:
@@ -179,7 +180,7 @@ class Pass:
         return self._parts[key]
 
     def _try(self, tried: Sequence[tuple[_Dialled, Numbers, _Held]], depth: int) -> None:
-        calls = [Call(asking.spec.task, (held.states,), (held.mask,), depth) for asking, _, held in tried]
+        calls = [Call(asking.task, (held.states,), (held.mask,), depth) for asking, _, held in tried]
         for (asking, asks, held), values in zip(tried, run_calls(self.backend, calls), strict=True):
             logits = values[held.places(asking.rows[asks])]
             unsure = asking.uncertainty(logits, asks, depth)
@@ -197,10 +198,10 @@ class Pass:
                 asks = np.flatnonzero(asking.waiting)
                 if len(asks):
                     dialled.append((asking, asks, self._part(np.unique(asking.rows[asks]).tolist())))
-        helds = [*((one.spec.task, held) for one, held in plain), *((one.spec.task, held) for one, _, held in dialled)]
+        helds = [*((one.task, held) for one, held in plain), *((one.task, held) for one, _, held in dialled)]
         found = run_calls(self.backend, [Call(task, (held.states,), (held.mask,)) for task, held in helds])
         for (one, _), values in zip(plain, found, strict=False):
-            self.asked.answer(one.spec, one.jobs, values, depth + one.spec.layers)
+            self.asked.answer(one.task, one.jobs, values, depth + one.spec.layers)
         for (asking, asks, held), values in zip(dialled, found[len(plain) :], strict=True):
             self._end(asking, asks, values[held.places(asking.rows[asks])])
 
@@ -211,14 +212,14 @@ class Pass:
             return
         held = self._part(np.unique(asking.rows[asks]).tolist())
         for index in range(spec.layers - 1):
-            held = _Held(held.rows, self.backend.own_layer(spec.task, index, held.states, held.mask), held.mask)
+            held = _Held(held.rows, self.backend.own_layer(asking.task, index, held.states, held.mask), held.mask)
             if asking.has_exit(spec.fork + index + 1):
                 self._try([(asking, asks, held)], spec.fork + index + 1)
                 asks = asking.at_speed()
                 if not len(asks):
                     return
                 held = held.shrunk(self.backend, np.unique(asking.rows[asks]))
-        [values] = run_calls(self.backend, [Call(spec.task, (held.states,), (held.mask,), spec.depth)])
+        [values] = run_calls(self.backend, [Call(asking.task, (held.states,), (held.mask,), spec.depth)])
         self._end(asking, asks, values[held.places(asking.rows[asks])])
 
     def _end(self, asking: _Dialled, asks: Numbers, logits: Logits) -> None:
@@ -231,7 +232,7 @@ class Pass:
         self, asking: _Dialled, asks: Numbers, logits: Logits, depth: int, unsure: Sequence[float | None]
     ) -> None:
         asking.waiting[asks] = False
-        self.asked.answer(asking.spec, [asking.jobs[ask] for ask in asks.tolist()], logits, depth, unsure)
+        self.asked.answer(asking.task, [asking.jobs[ask] for ask in asks.tolist()], logits, depth, unsure)
 
 
 def run_calls(backend: Backend, calls: Sequence[Call]) -> list[Logits]:

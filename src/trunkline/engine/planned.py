@@ -135,5 +135,4 @@ class PlannedEngine:
                 taken = tuple(self.backend.take(side, picks) for side in states)
                 calls.append(Call(task, taken, tuple(mask[picks] for mask in masks)))
         for (task, asks), values in zip(waiting.items(), run_calls(self.backend, calls), strict=True):
-            spec, found = self.specs[task], [jobs for _, jobs in asks]
-            asked.answer(spec, found, values[: len(asks)], spec.depth)
+            asked.answer(task, [jobs for _, jobs in asks], values[: len(asks)], self.specs[task].depth)
