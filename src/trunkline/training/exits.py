@@ -122,10 +122,10 @@ def add_exits(
     if misfits or not allowed:
         material.say(f"{spec.task}: {_left_out(spec, misfits)}")
     places = [(depth, form) for depth in (depths or allowed) if depth in allowed for form in forms]
-    if len({depth for depth, _ in places}) == 1 and compared(spec.kind, rule):
+    alone = len({depth for depth, _ in places}) == 1 and compared(spec.kind, rule)
+    if alone:
         material.say(f"{spec.task}: no exits: rows leave where two exits agree, and there is room for one")
-        return WithExits(branch, None, {})
-    if not places:
+    if alone or not places:
         return WithExits(branch, None, {})
     exits, outcome = _train(material, branch.eval(), places, schedule, checkpoint, report)
     head, found = _logits(material, branch, exits, "valid", places)
