@@ -105,12 +105,12 @@ jobs_of = st.lists(
 
 @pytest.mark.parametrize("name", ["openvino", "gpu"])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(jobs=jobs_of)
+@given(jobs=jobs_of, batch_size=st.sampled_from([None, 2, 4]))
 def test_rows_of_mixed_speeds_in_one_batch_equal_the_rows_run_one_by_one(
-    engines: Mapping[str, Engine], name: str, jobs: list[Job]
+    engines: Mapping[str, Engine], name: str, jobs: list[Job], batch_size: int | None
 ) -> None:
-    """Promise 5."""
-    found, _ = engines[name].run(jobs)
+    """Promise 5; also of batches that go side by side, and whose rows go on together."""
+    found, _ = engines[name].run(jobs, batch_size=batch_size)
     for job, results in zip(jobs, found, strict=True):
         [expected], _ = engines["torch"].run([job])
         for task in job.tasks:
@@ -166,6 +166,10 @@ def test_the_trunk_goes_no_deeper_than_a_row_that_stays(
     asked = [(("intent", 1.0),) if n < 6 else () for n in range(8)]
     engine.run([Job(item, ("intent",), speeds) for item, speeds in zip(items, asked, strict=True)])
     assert ran == [(0, 8), (1, 2), (2, 2)]
+    ran.clear()
+    asked = [(("intent", 1e-9 if n in (0, 7) else 1.0),) for n in range(8)]
+    engine.run([Job(item, ("intent",), speeds) for item, speeds in zip(items, asked, strict=True)], batch_size=4)
+    assert ran == [(0, 4), (0, 4), (1, 2), (2, 2)]  # what is left of two batches goes on as one
 
 
 def test_answers_say_where_they_left_and_a_keep_finds_its_speed(engines: Mapping[str, Any]) -> None:

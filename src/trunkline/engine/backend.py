@@ -57,8 +57,10 @@ class Backend(Protocol):
         """Logits (R, C) or (R, T, C) of each call, float32."""
         ...
 
-    def take(self, states: States, rows: NDArray[np.int64]) -> States:
-        """A copy of these rows."""
+    def gather(self, taken: Sequence[tuple[States, NDArray[np.int64]]], rows: int, tokens: int) -> States:
+        """A copy, as one batch (rows, tokens, H), of these rows of each of these states, one after the other and as far
+        as there are tokens, with zeros elsewhere.
+        """
         ...
 
     def keep(self, states: States, row: int, length: int) -> States:

@@ -80,9 +80,15 @@ class GpuBackend:
         ]
         return [logits.cpu().numpy() for logits in found]
 
-    def take(self, states: Tensor, rows: NDArray[np.int64]) -> Tensor:
-        """A copy of these rows."""
-        return states.index_select(0, self._there(rows))
+    def gather(self, taken: Sequence[tuple[Tensor, NDArray[np.int64]]], rows: int, tokens: int) -> Tensor:
+        """A copy, as one batch (rows, tokens, H), of these rows of each of these states, zeros elsewhere."""
+        gathered = torch.zeros((rows, tokens, self.encoder.width), dtype=self.dtype, device=self.device)
+        start = 0
+        for states, picks in taken:
+            part = states[:, :tokens].index_select(0, self._there(picks))
+            gathered[start : start + len(picks), : part.shape[1]] = part
+            start += len(picks)
+        return gathered
 
     def keep(self, states: Tensor, row: int, length: int) -> Tensor:
         """A copy of one row's first `length` states, (length, H)."""

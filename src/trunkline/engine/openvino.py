@@ -106,12 +106,16 @@ class OpenVinoBackend:
     def branches(self, calls: Sequence[Call]) -> list[Logits]:
         """Logits (R, C) or (R, T, C) of each call, float32."""
         found: dict[int, Logits] = {}
-        small = [i for i, call in enumerate(calls) if self._pieces[call.task, call.part][1]]
-        waiting = iter(small)
+        small: dict[tuple[str, int | None], list[int]] = {}  # a piece runs one call at a time
+        for i, call in enumerate(calls):
+            if self._pieces[call.task, call.part][1]:
+                small.setdefault((call.task, call.part), []).append(i)
+        waiting = iter(small.values())
 
         def work() -> None:
-            for i in waiting:  # shared: each call is taken once
-                found[i] = self._branch(calls[i])
+            for alike in waiting:  # shared: each is taken once
+                for i in alike:
+                    found[i] = self._branch(calls[i])
 
         helpers = [self._pool.submit(work) for _ in range(min(self.threads, len(small)) - 1)]
         try:
@@ -127,9 +131,15 @@ class OpenVinoBackend:
         logits: Logits = _infer(self._pieces[call.task, call.part][0], [*call.states, *masks]).data.copy()
         return logits
 
-    def take(self, states: States, rows: NDArray[np.int64]) -> States:
-        """A copy of these rows."""
-        return self._tensor(_bits(states)[rows])
+    def gather(self, taken: Sequence[tuple[States, NDArray[np.int64]]], rows: int, tokens: int) -> States:
+        """A copy, as one batch (rows, tokens, H), of these rows of each of these states, zeros elsewhere."""
+        gathered = np.zeros((rows, tokens, self.encoder.width), dtype=_bits(taken[0][0]).dtype)
+        start = 0
+        for states, picks in taken:
+            part = _bits(states)[picks, :tokens]
+            gathered[start : start + len(picks), : part.shape[1]] = part
+            start += len(picks)
+        return self._tensor(gathered)
 
     def keep(self, states: States, row: int, length: int) -> States:
         """A copy of one row's first `length` states, (length, H)."""

@@ -1,8 +1,8 @@
-"""One batch of rows through the trunk, layer by layer: branches at their forks, exits on the way.
+"""Rows through the trunk, layer by layer: branches at their forks, exits on the way.
 
 At an exit those rows leave that it is sure enough of. A row whose tasks have all answered, and that no pair waits for,
-is carried no further: when so many are gone that a smaller shape holds the rest, the rest goes on in that shape. At
-speed 0 nothing of this happens, and every row is carried as deep as the deepest needs.
+is carried no further: when so many are gone that the rest fits into less, the rest is cut into batches anew, across
+those in which it stood. At speed 0 nothing of this happens, and every row is carried as deep as the deepest needs.
 
 Notation: R rows of a batch, T tokens, n rows that a task is asked of, C outputs.
 """
@@ -10,8 +10,9 @@ Notation: R rows of a batch, T tokens, n rows that a task is asked of, C outputs
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,63 +20,112 @@ from numpy.typing import NDArray
 from trunkline.engine.asked import Ask, Asked, Row
 from trunkline.engine.backend import Backend, Call, Mask, States
 from trunkline.engine.base import Logits, Work
-from trunkline.engine.shapes import Cut, rows_for
+from trunkline.engine.shapes import Cut, cost, rows_for
 from trunkline.model.branch import BranchSpec
 from trunkline.project.speed import Trail
 from trunkline.project.tasks import Kind
 
 Numbers = NDArray[np.int64]
+Cutter = Callable[[Sequence[int]], list[Cut]]
+"""Lengths of rows -> the batches that they are cut into."""
+
+_WORTHWHILE = 0.95
+"""Rows are cut anew where that leaves at most so much to compute in a layer: to move them costs a little."""
 
 
 @dataclass
-class _Held:
-    """Rows of the batch that are carried on: their numbers, and their states with filler rows at the end."""
+class _Batch:
+    """Rows of a pass that go together: their numbers, and their states with filler rows at the end."""
 
     rows: Numbers
     states: States
     mask: Mask
 
-    def places(self, rows: Numbers) -> Numbers:
-        """Where these rows stand in the batch."""
-        return np.searchsorted(self.rows, rows)
 
-    def part(self, backend: Backend, rows: Numbers) -> _Held:
-        """These rows alone, as a batch of an allowed shape."""
-        if len(rows) == len(self.rows):
+class _Carried:
+    """Rows of a pass at some depth, each in one of the batches; `lengths` are those of all rows of the pass."""
+
+    def __init__(self, backend: Backend, lengths: Numbers, cutter: Cutter, batches: Sequence[_Batch]) -> None:
+        self._backend = backend
+        self._lengths = lengths
+        self._cutter = cutter
+        self.batches = batches
+        self.count = sum(len(batch.rows) for batch in batches)
+        self._place = np.zeros(len(lengths), dtype=np.int64)
+        self._batch = np.full(len(lengths), -1)
+        for number, batch in enumerate(batches):
+            self._place[batch.rows] = np.arange(len(batch.rows))
+            self._batch[batch.rows] = number
+
+    def of(self, rows: Numbers) -> Iterator[tuple[_Batch, Numbers, Numbers]]:
+        """Where these rows stand: a batch, which of them are in it, and their places there."""
+        batches = self._batch[rows]
+        for number, batch in enumerate(self.batches):
+            found = np.flatnonzero(batches == number)
+            if len(found):
+                yield batch, found, self._place[rows[found]]
+
+    def part(self, rows: Numbers) -> _Carried:
+        """These rows alone, those of a batch as one of an allowed number of rows."""
+        parts = []
+        for batch, found, places in self.of(rows):
+            if len(found) == len(batch.rows):
+                parts.append(batch)
+            else:
+                shape = rows_for(len(found)), batch.mask.shape[1]
+                parts.append(self._gathered(rows[found], [(batch.states, places)], *shape))
+        return _Carried(self._backend, self._lengths, self._cutter, parts)
+
+    def shrunk(self, rows: Numbers) -> _Carried:
+        """These rows alone, if there are any, cut anew where that leaves less to compute."""
+        now = cost(batch.mask.shape for batch in self.batches)
+        if len(rows) in (0, self.count) or self._lengths[rows].sum() > _WORTHWHILE * now:
             return self
-        picks = np.zeros(rows_for(len(rows)), dtype=np.int64)
-        picks[: len(rows)] = self.places(rows)
-        return _Held(rows, backend.take(self.states, picks), self.mask[picks])
+        cuts = self._cutter(self._lengths[rows].tolist())
+        if cost((one.rows, one.tokens) for one in cuts) > _WORTHWHILE * now:
+            return self
+        batches = []
+        for one in cuts:
+            moved = rows[one.members]
+            found = [(batch, moved[picks], places) for batch, picks, places in self.of(moved)]
+            order = np.concatenate([numbers for _, numbers, _ in found])
+            taken = [(batch.states, places) for batch, _, places in found]
+            batches.append(self._gathered(order, taken, one.rows, one.tokens))
+        return _Carried(self._backend, self._lengths, self._cutter, batches)
 
-    def shrunk(self, backend: Backend, rows: Numbers) -> _Held:
-        """These rows alone, if there are any and that makes a smaller shape."""
-        return self.part(backend, rows) if len(rows) and rows_for(len(rows)) < len(self.mask) else self
+    def through(self, layer: Callable[[States, Mask], States]) -> _Carried:
+        """The same rows after a layer."""
+        after = []
+        for batch in self.batches:
+            states = layer(batch.states, batch.mask)
+            if len(self.batches) > 1:  # what a layer gives is there until it runs again
+                states = self._backend.gather([(states, np.arange(len(batch.mask)))], *batch.mask.shape)
+            after.append(_Batch(batch.rows, states, batch.mask))
+        return _Carried(self._backend, self._lengths, self._cutter, after)
 
-
-_Asks = Sequence[tuple[int, Ask, list[int]]]  # row, how it is asked, jobs
+    def _gathered(self, numbers: Numbers, taken: Sequence[tuple[States, Numbers]], rows: int, tokens: int) -> _Batch:
+        mask = mask_of(self._lengths[numbers], rows, tokens)
+        return _Batch(numbers, self._backend.gather(taken, rows, tokens), mask)
 
 
 class _Asking:
-    """One task in a batch: the rows that it is asked of, by rising number, and the jobs of each."""
+    """One task in a pass, asked n times: of a row as often as there are speeds for it, speed 0 among them; `jobs` by
+    ask. T is that of the widest batch.
+    """
 
-    def __init__(self, task: str, spec: BranchSpec, asks: _Asks) -> None:
+    def __init__(self, task: str, spec: BranchSpec, asks: Sequence[tuple[int, Ask, list[int]]], tokens: int) -> None:
         self.task = task
         self.spec = spec
-        self.places = [place for place, _, _ in asks]
+        self.rows: Numbers = np.asarray([row for row, _, _ in asks])  # (n,)
         self.jobs = [jobs for _, _, jobs in asks]
-
-
-class _Dialled(_Asking):
-    """One that is asked n times at speeds, some of which may be 0: a row as often as there are speeds for it."""
-
-    def __init__(self, task: str, spec: BranchSpec, asks: _Asks, tokens: int) -> None:
-        super().__init__(task, spec, asks)
-        self.rows: Numbers = np.asarray(self.places)  # (n,)
-        self.speeds = np.asarray([ask.speed for _, ask, _ in asks])  # (n,)
         self.waiting = np.ones(len(asks), dtype=bool)
-        self._trail = Trail(spec.kind, spec.rule, rows=len(asks), std=spec.std)
+        self._early = np.asarray([ask.speed > 0 for _, ask, _ in asks])  # (n,)
+        self._speeds = np.asarray([ask.speed for _, ask, _ in asks])  # (n,)
+        self.dialled = bool(self._early.any())
+        if self.dialled:
+            self._trail = Trail(spec.kind, spec.rule, rows=len(asks), std=spec.std)
         self._words: NDArray[np.bool_] | None = None  # (n, T)
-        if spec.kind is Kind.TAGGING:
+        if self.dialled and spec.kind is Kind.TAGGING:
             self._words = np.zeros((len(asks), tokens), dtype=bool)
             for words, (_, ask, _) in zip(self._words, asks, strict=True):
                 words[list(ask.words)] = True
@@ -86,39 +136,85 @@ class _Dialled(_Asking):
 
     def at_speed(self) -> Numbers:
         """Those that wait and may leave early."""
-        return np.flatnonzero(self.waiting & (self.speeds > 0))
+        return np.flatnonzero(self.waiting & self._early)
 
-    def uncertainty(self, logits: Logits, asks: Numbers, depth: int) -> NDArray[np.float64]:
-        """How unsure the exit or head at a depth is of these, (n,), from their logits."""
-        words = None if self._words is None else self._words[asks, : logits.shape[1]]
-        return self._trail.uncertainty(self.spec.calibrated(logits, depth), asks, words)
+    def at_exit(self, logits: Logits, asks: Numbers, depth: int) -> tuple[NDArray[np.bool_], list[float]]:
+        """Whether the exit at a depth is sure enough of these, (n,), from their logits, and how unsure it is of those
+        that leave.
+        """
+        unsure = self._uncertainty(logits, asks, depth)
+        leave: NDArray[np.bool_] = unsure < self._speeds[asks]
+        return leave, unsure[leave].tolist()
+
+    def at_end(self, logits: Logits, asks: Numbers) -> list[float | None]:
+        """How unsure the head is of those of these that were asked at a speed, from their logits."""
+        early = self._early[asks]
+        if not early.any():
+            return [None] * len(asks)
+        known = iter(self._uncertainty(logits[early], asks[early], self.spec.depth).tolist())
+        return [next(known) if one else None for one in early]
+
+    def _uncertainty(self, logits: Logits, asks: Numbers, depth: int) -> NDArray[np.float64]:
+        logits = self.spec.calibrated(logits, depth)
+        if self._words is None:
+            return self._trail.uncertainty(logits, asks)
+        padded = np.zeros((len(asks), self._words.shape[1], logits.shape[2]), dtype=logits.dtype)
+        padded[:, : logits.shape[1]] = logits
+        return self._trail.uncertainty(padded, asks, self._words[asks])
+
+
+_Reader = tuple[_Asking, Numbers, _Batch, Numbers]  # some of its asks, the batch of their rows, their places there
+
+
+def _readers(asking: _Asking, asks: Numbers, carried: _Carried) -> Iterator[_Reader]:
+    """Who reads which batch for these asks."""
+    for batch, found, places in carried.of(asking.rows[asks]):
+        yield asking, asks[found], batch, places
 
 
 class Pass:
-    """A batch on its way. `Pass(…).run()` leaves results and kept states in `asked`, and adds to its work."""
+    """Batches on their way, side by side. `Pass(…).run()` leaves results and kept states in `asked`, and adds to its
+    work. `cuts` are of `rows`; rows that go on after others left are cut by `cutter`.
+    """
 
-    def __init__(self, backend: Backend, asked: Asked, slot: str, rows: Sequence[Row], batch: Cut, pad_id: int) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        asked: Asked,
+        slot: str,
+        rows: Sequence[Row],
+        cuts: Sequence[Cut],
+        cutter: Cutter,
+        pad_id: int,
+    ) -> None:
         self._started = time.perf_counter()
         self._branching = 0.0
         self.backend = backend
         self.asked = asked
         self.slot = slot
-        self.rows = rows
-        ids, types, mask = _padded(rows, batch, pad_id)
-        self._work = Work(rows=len(rows), tokens=int(mask.sum()) - (batch.rows - len(rows)), padded=mask.size)
-        self._held = _Held(np.arange(len(rows)), backend.embed(ids, types, mask), mask)
-        self._parts: dict[tuple[int, ...], _Held] = {}
+        self.rows = [rows[i] for batch in cuts for i in batch.members]
+        lengths = np.asarray([len(row.tokens) for row in self.rows])
+        batches: list[_Batch] = []
+        start, padded = 0, 0
+        for batch in cuts:
+            numbers = np.arange(start, start + len(batch.members))
+            ids, types, mask = _padded([self.rows[number] for number in numbers], batch, pad_id)
+            states = backend.embed(ids, types, mask)
+            if len(cuts) > 1:
+                states = backend.gather([(states, np.arange(batch.rows))], batch.rows, batch.tokens)
+            batches.append(_Batch(numbers, states, mask))
+            start, padded = start + len(numbers), padded + mask.size
+        self._work = Work(rows=len(self.rows), tokens=int(lengths.sum()), padded=padded)
+        self._carried = _Carried(backend, lengths, cutter, batches)
+        self._parts: dict[bytes, _Carried] = {}
         found: dict[str, list[tuple[int, Ask, list[int]]]] = {}
-        dialled: set[str] = set()
-        for place, row in enumerate(rows):
+        for number, row in enumerate(self.rows):
             for ask, jobs in row.asked.items():
-                found.setdefault(ask.task, []).append((place, ask, jobs))
-                if ask.speed:
-                    dialled.add(ask.task)
-        specs = backend.specs
-        self._plain = [_Asking(task, specs[task], asks) for task, asks in found.items() if task not in dialled]
-        self._dialled = [_Dialled(task, specs[task], found[task], mask.shape[1]) for task in found if task in dialled]
-        self._kept = np.asarray([max(row.kept, default=0) for row in rows])
+                found.setdefault(ask.task, []).append((number, ask, jobs))
+        longest = max(batch.tokens for batch in cuts)
+        self._asking = [_Asking(task, backend.specs[task], asks, longest) for task, asks in found.items()]
+        self._dialled = [asking for asking in self._asking if asking.dialled]
+        self._kept = np.asarray([max(row.kept, default=0) for row in self.rows])
 
     def run(self) -> None:
         """Every row as deep as it is needed."""
@@ -130,22 +226,19 @@ class Pass:
                 deepest = self._shrink(depth)
             if deepest <= depth:
                 break
-            held = self._held
-            held.states = self.backend.layer(depth, held.states, held.mask)
-            layers += len(held.rows)
+            self._carried = self._carried.through(partial(self.backend.layer, depth))
+            layers += self._carried.count
             depth += 1
         spent = time.perf_counter() - self._started - self._branching
         self.asked.work += self._work + Work(trunk=spent, branches=self._branching, layers=layers)
 
     def _shrink(self, depth: int) -> int:
-        """How deep any row must still go; those that must go on do so alone where that makes a smaller shape."""
+        """How deep any row must still go; those that must go on do so alone where that leaves less to compute."""
         depths = self._kept.copy()
-        for plain in self._plain:
-            if plain.spec.fork > depth:
-                depths[plain.places] = np.maximum(depths[plain.places], plain.spec.fork)
-        for asking in self._dialled:
-            np.maximum.at(depths, asking.rows[asking.waiting], asking.spec.fork)
-        self._held = self._held.shrunk(self.backend, np.flatnonzero(depths > depth))
+        for asking in self._asking:
+            if asking.spec.fork > depth:
+                np.maximum.at(depths, asking.rows[asking.waiting], asking.spec.fork)
+        self._carried = self._carried.shrunk(np.flatnonzero(depths > depth))
         return int(depths.max(initial=0))
 
     def _stop(self, depth: int) -> None:
@@ -156,80 +249,72 @@ class Pass:
             self._exits(depth)
         self._forks(depth)
         self._branching += time.perf_counter() - started
-        for place, row in enumerate(self._held.rows):
-            if depth in self.rows[row].kept:
-                ids, length = self.rows[row].ids, len(self.rows[row].tokens)
-                self.asked.keep(self.slot, ids, depth, self.backend.keep(self._held.states, place, length))
+        for batch in self._carried.batches:
+            for place, number in enumerate(batch.rows):
+                row = self.rows[number]
+                if depth in row.kept:
+                    self.asked.keep(self.slot, row.ids, depth, self.backend.keep(batch.states, place, len(row.tokens)))
 
     def _exits(self, depth: int) -> None:
         """The exits at this depth: who is sure leaves."""
-        tried = []
+        readers: list[_Reader] = []
         for asking in self._dialled:
             asks = asking.at_speed()
             if len(asks) and depth <= asking.spec.fork and asking.has_exit(depth):
                 rows = np.unique(asking.rows[asks])
                 # An exit is cheap: to pick its rows costs more than to read some in vain.
-                held = self._held if 2 * len(rows) > len(self._held.rows) else self._part(rows.tolist())
-                tried.append((asking, asks, held))
-        self._try(tried, depth)
+                carried = self._carried if 2 * len(rows) > self._carried.count else self._part(rows)
+                readers += _readers(asking, asks, carried)
+        self._leave(readers, depth)
 
-    def _part(self, rows: list[int]) -> _Held:
-        key = tuple(rows)
+    def _part(self, rows: Numbers) -> _Carried:
+        key = rows.tobytes()
         if key not in self._parts:
-            self._parts[key] = self._held.part(self.backend, np.asarray(rows))
+            self._parts[key] = self._carried.part(rows)
         return self._parts[key]
 
-    def _try(self, tried: Sequence[tuple[_Dialled, Numbers, _Held]], depth: int) -> None:
-        calls = [Call(asking.task, (held.states,), (held.mask,), depth) for asking, _, held in tried]
-        for (asking, asks, held), values in zip(tried, run_calls(self.backend, calls), strict=True):
-            logits = values[held.places(asking.rows[asks])]
-            unsure = asking.uncertainty(logits, asks, depth)
-            leave = unsure < asking.speeds[asks]
-            self._answer(asking, asks[leave], logits[leave], depth, unsure[leave].tolist())
+    def _leave(self, readers: Sequence[_Reader], depth: int) -> None:
+        for (asking, asks, _, places), values in zip(readers, self._call(readers, depth), strict=True):
+            leave, unsure = asking.at_exit(values[places], asks, depth)
+            self._answer(asking, asks[leave], values[places[leave]], depth, unsure)
 
     def _forks(self, depth: int) -> None:
         """The branches at this fork, each on the rows that wait for it; through its own exits where there are any."""
-        plain = [(asking, self._part(asking.places)) for asking in self._plain if asking.spec.fork == depth]
-        dialled = []
-        for asking in self._dialled:
+        readers: list[_Reader] = []
+        for asking in self._asking:
             if asking.spec.fork == depth:
-                if asking.spec.own_exits:
+                if asking.dialled and asking.spec.own_exits:
                     self._own(asking)
                 asks = np.flatnonzero(asking.waiting)
-                if len(asks):
-                    dialled.append((asking, asks, self._part(np.unique(asking.rows[asks]).tolist())))
-        helds = [*((one.task, held) for one, held in plain), *((one.task, held) for one, _, held in dialled)]
-        found = run_calls(self.backend, [Call(task, (held.states,), (held.mask,)) for task, held in helds])
-        for (one, _), values in zip(plain, found, strict=False):
-            self.asked.answer(one.task, one.jobs, values, depth + one.spec.layers)
-        for (asking, asks, held), values in zip(dialled, found[len(plain) :], strict=True):
-            self._end(asking, asks, values[held.places(asking.rows[asks])])
+                readers += _readers(asking, asks, self._part(np.unique(asking.rows[asks])))
+        self._end(readers, None)
 
-    def _own(self, asking: _Dialled) -> None:
+    def _own(self, asking: _Asking) -> None:
         """A branch with exits between its own layers, for those at a speed."""
         spec, asks = asking.spec, asking.at_speed()
-        if not len(asks):
-            return
-        held = self._part(np.unique(asking.rows[asks]).tolist())
+        carried = self._part(np.unique(asking.rows[asks]))
         for index in range(spec.layers - 1):
-            held = _Held(held.rows, self.backend.own_layer(asking.task, index, held.states, held.mask), held.mask)
-            if asking.has_exit(spec.fork + index + 1):
-                self._try([(asking, asks, held)], spec.fork + index + 1)
+            if not len(asks):
+                return
+            carried = carried.shrunk(np.unique(asking.rows[asks]))
+            carried = carried.through(partial(self.backend.own_layer, asking.task, index))
+            depth = spec.fork + index + 1
+            if asking.has_exit(depth):
+                self._leave(list(_readers(asking, asks, carried)), depth)
                 asks = asking.at_speed()
-                if not len(asks):
-                    return
-                held = held.shrunk(self.backend, np.unique(asking.rows[asks]))
-        [values] = run_calls(self.backend, [Call(asking.task, (held.states,), (held.mask,), spec.depth)])
-        self._end(asking, asks, values[held.places(asking.rows[asks])])
+        self._end(list(_readers(asking, asks, carried.part(np.unique(asking.rows[asks])))), spec.depth)
 
-    def _end(self, asking: _Dialled, asks: Numbers, logits: Logits) -> None:
-        """What the head says; of those that were asked at a speed, with how unsure it is."""
-        early = asking.speeds[asks] > 0
-        known = iter(asking.uncertainty(logits[early], asks[early], asking.spec.depth).tolist())
-        self._answer(asking, asks, logits, asking.spec.depth, [next(known) if one else None for one in early])
+    def _end(self, readers: Sequence[_Reader], part: int | None) -> None:
+        for (asking, asks, _, places), values in zip(readers, self._call(readers, part), strict=True):
+            logits = values[places]
+            self._answer(asking, asks, logits, asking.spec.depth, asking.at_end(logits, asks))
+
+    def _call(self, readers: Sequence[_Reader], part: int | None) -> list[Logits]:
+        calls = [Call(asking.task, (batch.states,), (batch.mask,), part) for asking, _, batch, _ in readers]
+        return run_calls(self.backend, calls)
 
     def _answer(
-        self, asking: _Dialled, asks: Numbers, logits: Logits, depth: int, unsure: Sequence[float | None]
+        self, asking: _Asking, asks: Numbers, logits: Logits, depth: int, unsure: Sequence[float | None]
     ) -> None:
         asking.waiting[asks] = False
         self.asked.answer(asking.task, [asking.jobs[ask] for ask in asks.tolist()], logits, depth, unsure)
@@ -244,7 +329,7 @@ def run_calls(backend: Backend, calls: Sequence[Call]) -> list[Logits]:
     return found
 
 
-def mask_of(lengths: Sequence[int], rows: int, tokens: int) -> Mask:
+def mask_of(lengths: Sequence[int] | Numbers, rows: int, tokens: int) -> Mask:
     """(rows, tokens), True at tokens; a filler row has one, so that its attention has something to look at."""
     full = np.ones(rows, dtype=np.int64)
     full[: len(lengths)] = lengths

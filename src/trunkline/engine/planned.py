@@ -7,8 +7,8 @@ been read, from a bounded cache that outlives the run. The arithmetic is a backe
 Isolation: a batch holds rows of one slot, in the order of their length, and a backend computes each layer and each
 branch by itself. So the bits of an answer depend on the shapes of its batches, and these on the texts, not on what
 other tasks there are or are asked of them. Three things move rows to other shapes: a task that cuts a text shorter than
-another does, since that is a row more, texts of pairs that come from the cache, since those are rows less, and rows of
-the same batch that leave at an exit.
+another does, since that is a row more, texts of pairs that come from the cache, since those are rows less, and rows
+that leave at an exit, since those that are left are cut anew.
 
 Notation: R rows of a batch, T tokens, H width, C outputs.
 """
@@ -17,20 +17,23 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
-from trunkline.engine.asked import Asked, Pairs, StateCache
+from trunkline.engine.asked import Asked, Pairs, Row, StateCache
 from trunkline.engine.backend import Backend, Call
 from trunkline.engine.base import BATCH_SIZE, Input, ItemError, Job, Logits, Output, Work, known_tasks, logits_of
 from trunkline.engine.cache import Cache
 from trunkline.engine.passing import Pass, mask_of, run_calls
-from trunkline.engine.shapes import ROWS, cut, rows_for, tokens_for
+from trunkline.engine.shapes import ROWS, Cut, cut, rows_for, tokens_for
 from trunkline.model.branch import BranchSpec
 from trunkline.model.reader import TextReader
 
 PASS_TOKENS = 4096
+SIDE_BY_SIDE = 8 * PASS_TOKENS
+"""Most tokens of batches that go side by side, so that rows that are left of them can go on together."""
 CACHE_BYTES = 256 * 1024 * 1024
 AT_ONCE = 1024
 """Jobs that are read and held at once: what a run needs in memory does not grow with its jobs."""
@@ -95,12 +98,11 @@ class PlannedEngine:
 
     def _trunk(self, asked: Asked, max_rows: int) -> None:
         """Every row through the trunk, with the branches that read it alone."""
-        longest = self.reader.max_positions
+        cutter = partial(cut, max_tokens=self.pass_tokens, longest=self.reader.max_positions, max_rows=max_rows)
         for slot, distinct in asked.rows.items():
             rows = list(distinct.values())
-            lengths = [len(row.tokens) for row in rows]
-            for batch in cut(lengths, max_tokens=self.pass_tokens, longest=longest, max_rows=max_rows):
-                Pass(self.backend, asked, slot, [rows[i] for i in batch.members], batch, self.reader.pad_id).run()
+            for cuts in _together(rows, cutter([len(row.tokens) for row in rows])):
+                Pass(self.backend, asked, slot, rows, cuts, cutter, self.reader.pad_id).run()
 
     def _join(self, asked: Asked, max_rows: int) -> None:
         """The branches that read two texts separately, on pairs of kept rows."""
@@ -114,13 +116,14 @@ class PlannedEngine:
         asked.work += Work(branches=time.perf_counter() - started)
 
     def _pairs(self, asked: Asked, pairs: Pairs, fork: int, rows: int) -> None:
-        states, masks = [], []
+        states, masks, sides = [], [], []
         for side, slot in enumerate(("text", "pair")):
             texts = [pair[side] for pair in pairs]
-            lengths = [len(ids) for ids, _ in texts]
-            tokens = tokens_for(max(lengths))
+            lengths = np.asarray([len(ids) for ids, _ in texts])
+            tokens = tokens_for(int(lengths.max()))
             states.append(self.backend.join([asked.kept[slot, text, fork] for text in texts], rows, tokens))
             masks.append(mask_of(lengths, rows, tokens))
+            sides.append(lengths)
         waiting: dict[str, list[tuple[int, list[int]]]] = {}  # task -> (position, jobs)
         for position, tasks in enumerate(pairs.values()):
             for task, jobs in tasks.items():
@@ -130,9 +133,30 @@ class PlannedEngine:
             if len(asks) == len(pairs):
                 calls.append(Call(task, tuple(states), tuple(masks)))
             else:
-                picks = np.zeros(rows_for(len(asks)), dtype=np.int64)
-                picks[: len(asks)] = [position for position, _ in asks]
-                taken = tuple(self.backend.take(side, picks) for side in states)
-                calls.append(Call(task, taken, tuple(mask[picks] for mask in masks)))
+                picks = np.asarray([position for position, _ in asks])
+                fewer = rows_for(len(asks))
+                shapes = [(fewer, mask.shape[1]) for mask in masks]
+                calls.append(
+                    Call(
+                        task,
+                        tuple(self.backend.gather([(a, picks)], *b) for a, b in zip(states, shapes, strict=True)),
+                        tuple(mask_of(a[picks], *b) for a, b in zip(sides, shapes, strict=True)),
+                    )
+                )
         for (task, asks), values in zip(waiting.items(), run_calls(self.backend, calls), strict=True):
             asked.answer(task, [jobs for _, jobs in asks], values[: len(asks)], self.specs[task].depth)
+
+
+def _together(rows: Sequence[Row], cuts: Sequence[Cut]) -> Iterator[list[Cut]]:
+    """The batches that go side by side: those of which rows may leave early, as far as memory goes; others alone."""
+    together: list[Cut] = []
+    for one in cuts:
+        if not any(ask.speed for row in one.members for ask in rows[row].asked):
+            yield [one]
+        elif together and sum(each.rows * each.tokens for each in (*together, one)) > SIDE_BY_SIDE:
+            yield together
+            together = [one]
+        else:
+            together.append(one)
+    if together:
+        yield together

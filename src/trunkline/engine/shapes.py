@@ -7,7 +7,7 @@ cut so that the least is computed, padding included. Knows lengths only.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,11 @@ class Cut:
     members: NDArray[np.int64]
     rows: int
     tokens: int
+
+
+def cost(shapes: Iterable[Sequence[int]]) -> int:
+    """What batches of these shapes (rows, tokens) come to, in tokens computed."""
+    return sum(rows * tokens + _OVERHEAD for rows, tokens in shapes)
 
 
 def rows_for(count: int) -> int:

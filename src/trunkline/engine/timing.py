@@ -189,7 +189,9 @@ def _trunk_on(backend: Backend, given: TokenBatch, depth: int) -> Job:
 def _branch_on(backend: Backend, shape: Shape, read: Sequence[TokenBatch]) -> Job:
     masks = tuple(given.mask.numpy() for given in read)
     states = tuple(
-        backend.take(backend.embed(given.ids.numpy(), given.types.numpy(), mask), np.arange(len(mask)))
+        backend.gather(
+            [(backend.embed(given.ids.numpy(), given.types.numpy(), mask), np.arange(len(mask)))], *mask.shape
+        )
         for given, mask in zip(read, masks, strict=True)
     )
     # The exits of one task stand at depths of their own.
