@@ -4,7 +4,9 @@
 layer but the last. `merged` is a model of six tasks with two layers each over a trunk of four, exits where they pay,
 asked for all tasks at once and for each alone. Per task and dial: the metric on the reported split through the engine,
 mean layers of a row, and time of the same requests in turn at this dial and at speed 0. What speed a keep stands for
-was found on `valid`. A killed run goes on where it was.
+was found on `valid`. For reference, fewer of the same layers without exits: distilled from the whole branch, as
+DistilBERT is, and trained on the labels alone. Chinese is read by a random encoder, so that only its mechanics are
+shown. A killed run goes on where it was.
 
 Result: benchmarks/results/adaptive.json, docs/adaptive.md.
 """
@@ -14,16 +16,19 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from adaptive_page import page
+from cells import Bench, Cell, figures, run_all
 from data_projects import with_values, write_project
 from rich.console import Console
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from trunkline.atomic import write_json, write_text
 from trunkline.engine.base import Engine, Input, Job, Output
@@ -33,13 +38,15 @@ from trunkline.engine.load import Loader
 from trunkline.engine.planned import PlannedEngine
 from trunkline.engine.timing import uncached
 from trunkline.machine import machine
-from trunkline.model.branch import Branch, load_branch
+from trunkline.model.branch import Branch, Reading, load_branch
 from trunkline.model.encoders import Encoder
+from trunkline.model.source import Source
 from trunkline.model.trunk import Trunk
 from trunkline.pipeline.assemble import inputs_of
 from trunkline.pipeline.execute import BRANCH
-from trunkline.pipeline.progress import Terminal
+from trunkline.pipeline.progress import Silent, Terminal
 from trunkline.pipeline.project import Project
+from trunkline.pipeline.stages import StageKind
 from trunkline.project.config import DistillSettings, ExitSettings
 from trunkline.project.metrics import evaluate
 from trunkline.project.speed import Dial
@@ -48,9 +55,12 @@ from trunkline.project.tasks import Kind
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "adaptive.json"
 PAGE = HERE.parent / "docs" / "adaptive.md"
-SINGLE = ("agnews", "dbpedia", "yelp_polarity", "sst2", "qnli")
+SINGLE = ("agnews", "dbpedia", "yelp_polarity", "sst2", "qnli", "zh_book_review")
 MERGED = ("agnews", "dbpedia", "yelp_polarity", "sst2", "snips_intent", "clinc150")
 SMALL = ("yelp_polarity",)
+CHINESE = "zh_book_review"
+FEWER = (1, 2, 3)
+"""Layers of the references."""
 SEEDS = (13, 14, 15)
 DIALS = (*(Dial(speed=speed) for speed in (0.1, 0.5, 0.8)), *(Dial(keep=keep) for keep in (0.995, 0.99, 0.98)))
 BATCHES = (32, 1)
@@ -63,19 +73,28 @@ RATE = {6: 1e-4}
 
 @dataclass(frozen=True)
 class Ready:
-    """A task with its branch for each seed, and the rows that it is judged on."""
+    """A task with its branch for each seed, the rows that it is judged on, and by layers its distilled students and the
+    metric of branches trained on labels, where it has those.
+    """
 
     name: str
+    source: Source
     branches: dict[int, Branch]
     rows: Any
     metric: str
     inputs: list[Input]
+    students: dict[int, Branch] = field(default_factory=dict)
+    truncated: dict[int, float] = field(default_factory=dict)
+
+    def trunk(self) -> Trunk:
+        """The trunk under its branches."""
+        return Trunk(Encoder.load(self.source.path), self.source.fingerprint)
 
 
 def main() -> None:
     """Train what is not there yet, measure, and write result and page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="the folder that holds fastbert/, glue/ and utterance/")
+    parser.add_argument("data", type=Path, help="the folder that holds fastbert/, glue/ and utterance/, with ../vocab/")
     parser.add_argument("--work", type=Path, required=True, help="folder of the project, kept between runs")
     parser.add_argument("--settings", nargs="+", choices=("single", "merged"), default=("single", "merged"))
     parser.add_argument("--tasks", nargs="+", help="some of the tasks, instead of all of a setting's")
@@ -87,12 +106,10 @@ def main() -> None:
     choice: Choice | None = None
     for setting in options.settings:
         names = [task for task in (SINGLE if setting == "single" else MERGED) if task in (options.tasks or (task,))]
-        project = prepared(options, setting, names)
-        ready = [trained(project, name, setting) for name in names]
+        ready = [trained(prepared(options, setting, [name]), name, setting) for name in names]
         if not options.train_only:
-            trunk = Trunk(Encoder.load(project.source.path), project.source.fingerprint)
-            choice = choice or choose(trunk, "openvino", "auto", "cpu")
-            rows += (single if setting == "single" else merged)(trunk, choice, ready)
+            choice = choice or choose(ready[0].trunk(), "openvino", "auto", "cpu")
+            rows += (single if setting == "single" else merged)(choice, ready)
     if options.train_only:
         return
     found = {
@@ -108,33 +125,73 @@ def main() -> None:
 
 def prepared(options: argparse.Namespace, setting: str, names: Sequence[str]) -> Project:
     """The project of a setting: its own layers, and exits after every layer or where they pay."""
-    folder = options.work / setting
+    folder = options.work / (setting if CHINESE not in names else "chinese")
     write_project(options.data, folder, names, "--rows", "0", "--pair", "joint")
+    if CHINESE in names:
+        random_encoder(options.data.parent / "vocab" / "bert-base-chinese-vocab.txt", folder / "encoder")
     project = Project.load(folder)
+    if CHINESE in names:
+        project = project.over(replace(project.files, settings=with_values(project.files.settings, encoder="encoder")))
     own = project.source.depth if setting == "single" else 2
     exits = ExitSettings(enabled=True, depths=list(range(1, own)) if setting == "single" else [])
     tasks = {}
     for name, settings in project.files.tasks.items():
-        rate = RATE.get(own, settings.tune.learning_rate)
-        tune = with_values(settings.tune, layers=[own], learning_rate=rate)
-        tasks[name] = with_values(settings, tune=tune, distill=DistillSettings(layers=[]), exits=exits)
+        tune = with_values(settings.tune, layers=[own], learning_rate=RATE.get(own, settings.tune.learning_rate))
+        students = [layers for layers in FEWER if layers < own] if setting == "single" else []
+        distill = with_values(DistillSettings(layers=students), learning_rate=tune.learning_rate)
+        tasks[name] = with_values(settings, tune=tune, distill=distill, exits=exits)
     return project.over(replace(project.files, tasks=tasks))
 
 
+def random_encoder(vocabulary: Path, folder: Path) -> None:
+    """Write an encoder of six layers that has learned nothing, over this vocabulary."""
+    if folder.exists():
+        return
+    torch.manual_seed(SEEDS[0])
+    tokenizer = BertTokenizerFast(vocab_file=str(vocabulary))
+    size = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
+    model = BertModel(BertConfig(vocab_size=len(tokenizer), num_hidden_layers=6, **size))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def trained(project: Project, name: str, setting: str) -> Ready:
-    """A task's branches, three seeds of them for small tasks in the paper's setting."""
+    """A task's branches, three seeds of them for small tasks in the paper's setting, and there its references."""
     branches = {}
     for seed in SEEDS if setting == "single" and name in SMALL else SEEDS[:1]:
         settings = with_values(project.files.settings, seed=seed)
         mine = project.over(replace(project.files, settings=settings, tasks={name: project.task(name)}))
-        [tuned] = [stage for stage in mine.graph.stages.values() if "/tune/" in stage.id]
-        with Terminal(Console(stderr=True)) as show:
-            workshop = mine.train([f"{tuned.id}/exits"], show=show)
-        entry = mine.store.get(mine.graph.keys[f"{tuned.id}/exits"])
-        branches[seed] = load_branch(entry.folder / BRANCH, workshop.trunk.encoder)
-    data = workshop.data(name)
+        [tuned] = [stage.id for stage in mine.graph.of(name, StageKind.TUNE)]
+        branches[seed] = branch_of(mine, f"{tuned}/exits")
+    data = mine.train([f"{name}/prepare"], show=Silent()).data(name)
     rows = data.reported[data.main_split]
-    return Ready(name, branches, rows, project.task(name).primary_metric, inputs_of(rows))
+    ready = Ready(name, project.source, branches, rows, project.task(name).primary_metric, inputs_of(rows))
+    if setting != "single":
+        return ready
+    first = project.over(replace(project.files, tasks={name: project.task(name)}))
+    students = {stage.fields["layers"]: stage.id for stage in first.graph.of(name, StageKind.DISTILL)}
+    bench = Bench(project, project.store.work)
+    pair = "joint" if branches[SEEDS[0]].spec.reading is Reading.JOINT else None
+    cells = [Cell(name, 0, layers, pair, "trunk", "cls", SEEDS[0]) for layers in students]
+    found = run_all(
+        cells,
+        project.root / "truncated.jsonl",
+        lambda cell: figures(bench.material(name), bench.train(cell)),
+        print,
+        lambda cell: bench.about(cell.task),
+    )
+    return replace(
+        ready,
+        students={layers: branch_of(first, id) for layers, id in students.items()},
+        truncated={one["layers"]: one["dev"] for one in found},
+    )
+
+
+def branch_of(project: Project, stage: str) -> Branch:
+    """The branch that a stage made, trained if need be."""
+    with Terminal(Console(stderr=True)) as show:
+        workshop = project.train([stage], show=show)
+    return load_branch(project.store.get(project.graph.keys[stage]).folder / BRANCH, workshop.trunk.encoder)
 
 
 def engines(trunk: Trunk, choice: Choice, branches: dict[str, Branch]) -> dict[str, Engine]:
@@ -142,46 +199,67 @@ def engines(trunk: Trunk, choice: Choice, branches: dict[str, Branch]) -> dict[s
     sources = {task: (task, partial(branches.__getitem__, task)) for task in branches}
     builder = GpuBuilder(trunk, device="cpu", dtype="float32")
     parts = {task: builder.part(branch) for task, branch in branches.items()}
-    torch = PlannedEngine(trunk.encoder.reader, builder.backend(parts))
-    found = {f"openvino {choice.dtype}": Loader(trunk, choice).engine(sources), "torch float32": torch}
+    planned = PlannedEngine(trunk.encoder.reader, builder.backend(parts))
+    found = {f"openvino {choice.dtype}": Loader(trunk, choice).engine(sources), "torch float32": planned}
     return {name: uncached(engine) for name, engine in found.items()}
 
 
-def single(trunk: Trunk, choice: Choice, ready: Sequence[Ready]) -> list[dict[str, Any]]:
-    """Rows of the paper's setting."""
+def single(choice: Choice, ready: Sequence[Ready]) -> list[dict[str, Any]]:
+    """Rows of the paper's setting, with references."""
     rows = []
     for task in ready:
+        trunk = task.trunk()
         by_seed = [engines(trunk, choice, {task.name: branch}) for branch in task.branches.values()]
+        students = {layers: engines(trunk, choice, {task.name: one}) for layers, one in task.students.items()}
         for backend in by_seed[0]:
             full = [quality(one[backend], task, Dial())[0] for one in by_seed]
+            about = {"task": task.name, "setting": "single", "backend": backend, "quality_full": full}
             for dial in DIALS:
                 found = [quality(one[backend], task, dial) for one in by_seed]
                 for batch in BATCHES:
-                    ratios = [times(one[backend], [task], [task.name], {task.name: dial}, batch) for one in by_seed]
+                    ratios = [times(Side(one[backend], (task.name,), dial), [task], batch) for one in by_seed]
                     rows.append(
                         {
-                            "task": task.name,
-                            "setting": "single",
+                            **about,
+                            "model": "exits",
                             **asked(dial),
-                            "backend": backend,
                             "batch": batch,
                             "quality": [score for score, _ in found],
-                            "quality_full": full,
                             "mean_layers_ratio": statistics.mean(layers for _, layers in found),
                             "time_ratio": statistics.median(ratios),
                             "seeds": list(task.branches),
                         }
                     )
                     print(rows[-1], flush=True)
+            for layers, engine in students.items():
+                scores = {"student": quality(engine[backend], task, Dial())[0], "truncated": task.truncated[layers]}
+                for batch in BATCHES:
+                    whole = Side(by_seed[0][backend], (task.name,), Dial())
+                    ratio = times(Side(engine[backend], (task.name,), Dial()), [task], batch, whole)
+                    for model, score in scores.items():
+                        rows.append(
+                            {
+                                **about,
+                                "model": model,
+                                **asked(None),
+                                "batch": batch,
+                                "quality": [score],
+                                "quality_full": full[:1],
+                                "mean_layers_ratio": layers / task.branches[SEEDS[0]].spec.depth,
+                                "time_ratio": ratio,
+                                "seeds": [SEEDS[0]],
+                            }
+                        )
+                        print(rows[-1], flush=True)
     return rows
 
 
-def merged(trunk: Trunk, choice: Choice, ready: Sequence[Ready]) -> list[dict[str, Any]]:
+def merged(choice: Choice, ready: Sequence[Ready]) -> list[dict[str, Any]]:
     """Rows of the merged model: every task asked alone, and all tasks at once of texts of every task."""
     rows = []
     names = [task.name for task in ready]
     branches = {task.name: task.branches[SEEDS[0]] for task in ready}
-    for backend, engine in engines(trunk, choice, branches).items():
+    for backend, engine in engines(ready[0].trunk(), choice, branches).items():
         for dial in DIALS:
             scores = {task.name: quality(engine, task, dial) for task in ready}
             full = {task.name: quality(engine, task, Dial())[0] for task in ready}
@@ -193,6 +271,7 @@ def merged(trunk: Trunk, choice: Choice, ready: Sequence[Ready]) -> list[dict[st
                         {
                             "task": name,
                             "setting": "merged",
+                            "model": "exits",
                             **asked(dial),
                             "backend": backend,
                             "batch": batch,
@@ -200,7 +279,7 @@ def merged(trunk: Trunk, choice: Choice, ready: Sequence[Ready]) -> list[dict[st
                             "quality_full": [statistics.mean(full[task] for task in tasks)],
                             # Asked together, the trunk carries a text as deep as the last of them needs it.
                             "mean_layers_ratio": None if name == "all" else scores[name][1],
-                            "time_ratio": times(engine, texts, tasks, dict.fromkeys(tasks, dial), batch),
+                            "time_ratio": times(Side(engine, tuple(tasks), dial), texts, batch),
                             "seeds": [SEEDS[0]],
                         }
                     )
@@ -208,8 +287,10 @@ def merged(trunk: Trunk, choice: Choice, ready: Sequence[Ready]) -> list[dict[st
     return rows
 
 
-def asked(dial: Dial) -> dict[str, float | None]:
-    """A dial as the result file has it."""
+def asked(dial: Dial | None) -> dict[str, float | None]:
+    """A dial as the result file has it; None for a model without exits."""
+    if dial is None:
+        return {"speed": None, "keep": None}
     return {"speed": None if dial.keep is not None else dial.speed, "keep": dial.keep}
 
 
@@ -231,23 +312,39 @@ def quality(engine: Engine, task: Ready, dial: Dial) -> tuple[float, float]:
     return scores[task.metric], statistics.mean(one.depth for one in outputs) / spec.depth
 
 
-def times(engine: Engine, ready: Sequence[Ready], tasks: Sequence[str], dials: dict[str, Dial], batch: int) -> float:
-    """Time of the same requests at these dials, as a fraction of speed 0: the median over rounds of both in turn."""
+@dataclass(frozen=True)
+class Side:
+    """One of two that are compared: an engine, what it is asked for, and how."""
+
+    engine: Engine
+    tasks: tuple[str, ...]
+    dial: Dial
+
+    def run(self, inputs: Sequence[Input]) -> Callable[[], object]:
+        """What is timed."""
+        asked = jobs(self.engine, inputs, self.tasks, dict.fromkeys(self.tasks, self.dial))
+        return lambda: self.engine.run(asked)
+
+
+def times(side: Side, ready: Sequence[Ready], batch: int, other: Side | None = None) -> float:
+    """Time of the same requests, as a fraction of what another side takes, by default the same one at speed 0: the
+    median over rounds of both in turn.
+    """
+    other = other or replace(side, dial=Dial())
     count = TIMED[batch]
     rng = np.random.default_rng(0)
     inputs = [item for task in ready for item in task.inputs]
     picks = rng.permutation(len(inputs))[: count * batch]
     requests = [[inputs[i] for i in picks[start : start + batch]] for start in range(0, len(picks), batch)]
-    off = dict.fromkeys(tasks, Dial())
-    prepared = [(jobs(engine, one, tasks, off), jobs(engine, one, tasks, dials)) for one in requests]
+    prepared = [(other.run(one), side.run(one)) for one in requests]
     ratios = []
     for number in range(ROUNDS + 1):
         spent = [0.0, 0.0]
         for pair in prepared:
-            for side in (0, 1) if number % 2 else (1, 0):
+            for place in (0, 1) if number % 2 else (1, 0):
                 started = time.perf_counter()
-                engine.run(pair[side])
-                spent[side] += time.perf_counter() - started
+                pair[place]()
+                spent[place] += time.perf_counter() - started
         if number:  # the first round builds kernels for new shapes
             ratios.append(spent[1] / spent[0])
     return statistics.median(ratios)

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+NAMES = {"student": "distilled, no exits", "truncated": "cut short, no exits"}
 HEAD = "| task | asked | quality | at speed 0 | layers | time | layers saved that time shows |"
 
 
@@ -21,7 +22,8 @@ def page(found: dict[str, Any]) -> str:
         "Layers and time are fractions of what speed 0 takes. Time is that of the same requests in turn at the dial",
         f"and at speed 0, the median of {found['rounds']} rounds, tokenising included. Quality is on the reported",
         "split; exits, temperatures and the table from keep to speed come from `valid`. The last column is the time",
-        "saved as a fraction of the layers saved.",
+        "saved as a fraction of the layers saved. *Distilled* and *cut short* are the bottom layers alone, learned",
+        "from the whole branch or from the labels.",
     ]
     titles = {
         "single": ("One task, all layers its own", "FastBERT's setting: an exit after every layer but the last."),
@@ -36,9 +38,16 @@ def page(found: dict[str, Any]) -> str:
 
 
 def _line(row: dict[str, Any]) -> str:
-    asked = f"speed {row['speed']:g}" if row["keep"] is None else f"keep {row['keep']:g}"
     layers = row["mean_layers_ratio"]
-    shown = "-" if layers is None or layers > 0.95 else f"{(1 - row['time_ratio']) / (1 - layers):.2f}"
+    if row["model"] != "exits":
+        asked = NAMES[row["model"]]
+    else:
+        asked = f"speed {row['speed']:g}" if row["keep"] is None else f"keep {row['keep']:g}"
+    shown = (
+        "-"
+        if layers is None or layers > 0.95 or row["model"] != "exits"
+        else f"{(1 - row['time_ratio']) / (1 - layers):.2f}"
+    )
     figures = [
         row["task"],
         asked,

@@ -72,6 +72,7 @@ OTHERS = (
     Task("agnews", "classification", "accuracy", group="fastbert", files=(("train", "train"), ("test", "test"))),
     Task("dbpedia", "classification", "accuracy", group="fastbert", files=(("train", "train"), ("test", "test"))),
     Task("yelp_polarity", "classification", "accuracy", group="fastbert", files=(("train", "train"), ("test", "test"))),
+    Task("zh_book_review", "classification", "accuracy", group="fastbert", files=OWN_VALID),
     Task("wikiqa", "relevance", "map", True, "relevant", group="qa", files=OWN_VALID),
 )
 ALL = (*GLUE, *SNIPS, *OTHERS)
