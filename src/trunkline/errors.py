@@ -96,13 +96,19 @@ class ProbeError(BundleError):
         super().__init__(f"task '{task}' failed its probe: {reason}. The old release stays live.")
 
 
+_SHOWN = 80  # characters
+
+
 def unknown(noun: str, name: str, known: Iterable[str]) -> str:
     """The message for a name that does not exist: the nearest known one, then all of them.
+
+    Of a name that is longer than any sensible one only the beginning is compared and shown: it may come from anyone.
 
     >>> unknown("task", "intnt", ["slots", "intent"])
     "unknown task 'intnt' (did you mean 'intent'? tasks: intent, slots)"
     """
     names = sorted(known)
+    name = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…"
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"unknown {noun} '{name}' ({hint}{noun}s: {', '.join(names) or 'none'})"

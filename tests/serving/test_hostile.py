@@ -346,6 +346,13 @@ def test_every_refusal_is_json_that_can_be_read(server: Server) -> None:
         assert json.loads(body)["error"]
 
 
+@pytest.mark.parametrize("name", ["a task of 60 KB", "a speed of a task of 60 KB", "a key of 60 KB"])
+def test_a_refusal_shows_no_more_of_a_name_than_its_beginning(server: Server, name: str) -> None:
+    head, _, body = server.send(HOSTILE[name][0]).partition(b"\r\n\r\n")
+    assert b" 4" in head[:12]
+    assert len(json.loads(body)["error"]["message"]) < 300
+
+
 def test_one_connection_carries_on_after_a_refusal(server: Server) -> None:
     with server.connect() as client:
         for sent, status in (

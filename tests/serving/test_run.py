@@ -75,6 +75,8 @@ def test_a_server_answers_as_the_library_does_swaps_and_ends_in_order_on_sigterm
         assert running.greeting[0].startswith(f"serving served, bundle {bundles.first.name}, at http://127.0.0.1:")
         assert running.greeting[1].split() == ["tasks", *", ".join(sorted(ALL_SORTS)).split()]
         assert running.greeting[2].split() == ["engine", "torch,", "float32,", "cpu"]
+        assert running.process.stdout is not None
+        assert "0.98 under load, for no task" in running.process.stdout.readline()
         assert client.get("/health/ready").json() == {"ready": True}
 
         inputs = [{"text": item.text, "text_pair": item.text_pair} for item in INPUTS]

@@ -275,6 +275,25 @@ def test_a_full_queue_refuses_says_when_to_come_back_and_recovers(served: Served
     runner.run(run())
 
 
+def test_what_would_wait_until_it_is_too_late_is_refused_at_once(served: Served, runner: asyncio.Runner) -> None:
+    async def run() -> None:
+        await served.service.predict(["play"] * LIMITS.batch_rows, ["tone"])  # tells the pace
+        async with served.held():
+            waiting = [asyncio.create_task(served.service.predict(["play"] * 16, ["tone"])) for _ in range(3)]
+            await until(lambda: served.service.waiting == 32)  # a batch goes out behind the one that is held
+            with pytest.raises(Overloaded, match="of work waits, and an answer is of use within 0") as caught:
+                await served.service.predict(["no time"], ["tone"], deadline_ms=0.01)
+            assert caught.value.retry_after is not None
+            assert caught.value.retry_after > 0
+            patient = asyncio.create_task(served.service.predict(["time"], ["tone"], deadline_ms=PATIENT))
+            await until(lambda: served.service.waiting == 33)
+        assert [len(reply.answers) for reply in await asyncio.gather(*waiting, patient)] == [16, 16, 16, 1]
+        with pytest.raises(DeadlineExceeded):  # nothing waits before it: it is tried
+            await served.service.predict(["no time"], ["tone"], deadline_ms=0.01)
+
+    runner.run(run())
+
+
 def test_late_work_is_dropped_unrun_and_cancelled_work_frees_its_place(served: Served, runner: asyncio.Runner) -> None:
     async def run() -> None:
         async with served.held() as held:

@@ -21,7 +21,8 @@ from trunkline.bundle import Bundle
 from trunkline.bundle.merge import merge
 from trunkline.engine import ItemError
 from trunkline.model.branch import save_branch
-from trunkline.project.speed import SpeedPoint
+from trunkline.project.speed import SpeedPoint, fastest
+from trunkline.project.speed import dials as dials_of
 from trunkline.project.tasks import Answer
 from trunkline.serving.errors import Invalid
 from trunkline.serving.limits import Limits
@@ -42,7 +43,7 @@ SORTS: dict[str, dict[str, Any]] = {
     "plain": {"fork": 2, "layers": 1},
 }
 TEXTS = ["wake me at seven", "play some music", "will it rain today or not"]
-LIMITS = Limits(queue_rows=64, batch_rows=16, floor=0.95)
+LIMITS = Limits(queue_rows=64, batch_rows=16, floor=0.95, deadline_ms=300_000)
 PATIENT = 60_000.0  # milliseconds: a restart on a busy machine
 
 
@@ -214,6 +215,65 @@ def test_load_raises_speeds_to_the_floor_and_no_further_and_its_end_ends_that(
         assert service.level == 0
         assert (await service.predict(["no"], ["intent"])).speeds == {}
         assert [event.rows for event in served.of(Batch)] == [1, 16, 16, 16, 12, 1]
+
+    runner.run(run())
+
+
+def test_what_waits_for_much_of_its_own_deadline_raises_speeds_as_a_long_queue_does(
+    served: Served, runner: asyncio.Runner
+) -> None:
+    async def run() -> None:
+        service, loop = served.service, asyncio.get_running_loop()
+        with served.held():
+            engine = asyncio.create_task(service.predict([HOLD], ["intent"]))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            waiting = [asyncio.create_task(service.predict(["no"], ["intent"], deadline_ms=8000)) for _ in range(20)]
+            await until(lambda: service.waiting == 20 - LIMITS.batch_rows)  # few, as the queue may hold so many more
+            asked = loop.time()
+            await until(lambda: loop.time() - asked > 2.5)
+            assert service.level == 0
+        replies: list[Reply] = await asyncio.gather(*waiting)
+        assert [reply.speeds for reply in replies] == [{}] * LIMITS.batch_rows + [{"intent": 0.4}] * 4
+        assert (await engine).speeds == {}
+        assert (service.level, (await service.predict(["no"], ["intent"])).speeds) == (0, {})
+
+    runner.run(run())
+
+
+def test_swaps_under_load_leave_every_reply_at_speeds_of_the_bundle_that_answered(
+    served: Served, runner: asyncio.Runner
+) -> None:
+    bundles = {folder.name: Bundle.load(folder) for folder in (served.first, served.second)}
+    dials: list[dict[str, Any]] = [{}, {"speed": 0.2}, {"keep": {"own": 0.5}, "speed": {"intent": 0.7}}, {"keep": 0.99}]
+    assert LIMITS.floor is not None
+
+    def check(dial: dict[str, Any], reply: Reply) -> bool:
+        """Whether load raised a speed."""
+        bundle = bundles[reply.model.bundle]
+        asked = {task: one.of(reply.model.tasks[task].speeds) for task, one in dials_of(list(SORTS), **dial).items()}
+        most = {task: fastest(info.speeds, LIMITS.floor or 1) for task, info in reply.model.tasks.items() if info.exits}
+        for task, speed in reply.speeds.items():
+            assert asked[task] <= speed <= max(asked[task], most.get(task, 0.0))
+        assert set(reply.speeds) == set(SORTS) if dial else set(reply.speeds) <= set(most)
+        expected = bundle.predict(TEXTS, speed=dict(reply.speeds))
+        assert [[left(row[task]) for task in SORTS] for row in reply.answers] == [
+            [left(row[task]) for task in SORTS] for row in expected
+        ]
+        return any(speed > asked[task] for task, speed in reply.speeds.items())
+
+    async def run() -> None:
+        async def client(first: int) -> list[bool]:
+            turn = dials[first:] + dials[:first]
+            return [check(dial, await served.service.predict(TEXTS, **dial)) for dial in turn]
+
+        clients = [asyncio.create_task(client(number % len(dials))) for number in range(20)]
+        for folder in (served.second, served.first, served.second):
+            await served.service.swap(folder)
+        raised = [one for found in await asyncio.gather(*clients) for one in found]
+        assert any(raised)
+        assert not all(raised)
+        assert served.service.level == 0
 
     runner.run(run())
 

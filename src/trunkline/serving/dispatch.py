@@ -4,7 +4,8 @@ A batch goes out whenever the engine is free, and one of at least half the limit
 works on, so that under load it never waits; a smaller one grows meanwhile. A request belongs to the model that served
 when it came, and a model that serves no more is freed with its last request. When a worker is lost, its requests belong
 to the next one; those that it worked on are tried once more. Speeds are settled when a request's first rows go out, so
-that what waited is worked off the faster. Knows nothing of how requests are checked or reported.
+that what waited is worked off the faster. A request that would wait for most of its time is refused at once: in a queue
+where all wait until it is too late, nobody is answered. Knows nothing of how requests are checked or reported.
 """
 
 from __future__ import annotations
@@ -23,9 +24,13 @@ from trunkline.serving.errors import DeadlineExceeded, Overloaded, Refusal, Unav
 from trunkline.serving.limits import Limits
 from trunkline.serving.loading import Loading
 from trunkline.serving.messages import Done, Load, Run
+from trunkline.serving.pace import Pace
 from trunkline.serving.queue import Queue, Request, Row, Served, rows_of
 from trunkline.serving.replies import Batch, Event, ModelInfo, Swapped, WorkerStopped
 from trunkline.serving.supervisor import Supervisor
+
+_LONGEST = 0.8
+"""The share of its time that a request may have to wait by the pace of late; the rest is for what that pace hides."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,8 @@ class Dispatcher:
         self._held: dict[int, Served] = {}  # what this worker has loaded
         self._sent: dict[int, _Sent] = {}
         self._pumping = False
-        self._rate = 0.0  # tokens a second that the worker gets done
-        self._counted = 0.0  # until when
+        self._pace = Pace(limits)
+        self._counted = 0.0  # until when the pace was measured
 
     async def start(self, folder: Path) -> None:
         """Start the first worker with a bundle. Raises Refusal where it cannot be loaded."""
@@ -98,7 +103,12 @@ class Dispatcher:
         queue, limits = self.queue, self._limits
         tokens = queue.tokens + sum(row.tokens for row in rows)
         if queue.rows + len(rows) > limits.queue_rows or tokens > limits.queue_tokens:
-            raise Overloaded(f"the queue is full: {queue.rows:,} rows and {queue.tokens:,} tokens wait", self._wait())
+            message = f"the queue is full: {queue.rows:,} rows and {queue.tokens:,} tokens wait"
+            raise Overloaded(message, self._wait or 1.0)
+        allowed = request.deadline - request.arrived
+        if rows and queue.ample and not self.adaptive.spare and self._wait > _LONGEST * allowed:
+            message = f"{self._wait:.3g} s of work waits, and an answer is of use within {1000 * allowed:g} ms"
+            raise Overloaded(message, self._wait - _LONGEST * allowed)
         self.requests.add(request)
         request.served.users += 1
         if not request.missing:
@@ -109,13 +119,24 @@ class Dispatcher:
             self._pumping = True
             asyncio.get_running_loop().call_soon(self._pump)
 
-    def _wait(self) -> float:
-        """Seconds until all that is here now should be done."""
-        return self._takes(self.queue.tokens + sum(sent.tokens for sent in self._sent.values())) or 1.0
+    @property
+    def _running(self) -> int:
+        """Tokens in the worker."""
+        return sum(sent.tokens for sent in self._sent.values())
 
-    def _takes(self, tokens: int) -> float:
-        """Seconds that so many tokens should take; 0 as long as no batch was answered."""
-        return tokens / self._rate if self._rate else 0.0
+    @property
+    def _wait(self) -> float:
+        """Seconds until all that is here now should be done; 0 as long as nothing is known of the pace."""
+        return self._pace.seconds(self._running + self.queue.tokens)
+
+    def _spent(self, rows: list[Row]) -> float:
+        """The most that a request will have spent of its time when the engine begins on it, if it is one of those that
+        these rows are of, or when it is done, if it still waits when they are sent.
+        """
+        now = time.monotonic()
+        begun = now + self._pace.seconds(self._running)
+        sent = max((request.spent(begun) for request in {row.request for row in rows}), default=0.0)
+        return max(sent, self.queue.spent(now, self._running + sum(row.tokens for row in rows), self._pace))
 
     def _expire(self, request: Request) -> None:
         allowed = 1000 * (request.deadline - request.arrived)
@@ -131,7 +152,8 @@ class Dispatcher:
         self._pumping = False
         while (link := self.supervisor.link) is not None and self._room(link.busy):
             rows = self.queue.take()  # also where it is empty: that ends a load
-            self.adaptive.observe(self.queue.rows, self.queue.tokens, self._takes(self.queue.tokens))
+            if self._limits.floor is not None:  # it costs a look at all that waits
+                self.adaptive.observe(self.queue.rows, self.queue.tokens, self._spent(rows))
             if not rows:
                 return
             served, ticket = rows[0].request.served, next(self._tickets)
@@ -154,8 +176,7 @@ class Dispatcher:
         """A batch is answered."""
         sent = self._sent.pop(done.ticket)
         now = time.monotonic()
-        rate = sent.tokens / max(now - max(sent.at, self._counted), 1e-6)
-        self._rate = 0.8 * self._rate + 0.2 * rate if self._rate else rate
+        self._pace.took(len(sent.rows), sent.tokens, now - max(sent.at, self._counted))
         self._counted = now
         requests = dict.fromkeys(row.request for row in sent.rows)
         for request in requests:

@@ -5,7 +5,7 @@
     ├── NotFound          404   no such task or model; names those that there are
     ├── TooLarge          413   above a limit, which is named
     ├── Invalid           422   what is wrong, and what is allowed
-    ├── Overloaded        429   the queue is full
+    ├── Overloaded        429   too much waits
     ├── Unavailable       503   no worker, draining, or the task is unloaded
     └── DeadlineExceeded  504   not answered in time
 
@@ -51,7 +51,7 @@ class Invalid(Refusal):
 
 
 class Overloaded(Refusal):
-    """More work than the queue holds."""
+    """More work than the queue holds, or than is done before it is too late."""
 
     status = 429
 

@@ -110,7 +110,7 @@ async def read(request: Request, model: type[Typed]) -> Typed:
         raise Invalid(f"the body must be an object with {', '.join(model.model_fields)}; found {shown(value)}")
     for key in value:
         if key not in model.model_fields:
-            raise Invalid(unknown("key", key[:_SHOWN], model.model_fields))
+            raise Invalid(unknown("key", key, model.model_fields))
     try:
         return model.model_validate(value)
     except ValidationError as error:

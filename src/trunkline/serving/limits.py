@@ -57,3 +57,7 @@ class Limits(BaseModel):
     """How long queued work may take after draining begins."""
     floor: Annotated[float, Field(ge=0, le=1)] | None = None
     """The fraction of a task's quality that is kept while load raises speeds; None: speeds are those asked for."""
+
+    def ample(self, rows: int, tokens: int) -> bool:
+        """Whether this makes half of a batch: enough for the engine to work well."""
+        return 2 * rows >= self.batch_rows or 2 * tokens >= self.batch_tokens

@@ -184,7 +184,7 @@ class Model:
             task = self.tasks.get(name.removesuffix(part))
             if task is not None and name == f"{task.name}{part}" and part in _parts(task.kind):
                 return Output(task, part)
-        raise Invalid(unknown("output", name[:80], self.outputs()))
+        raise Invalid(unknown("output", name, self.outputs()))
 
     def choose(self, wanted: Sequence[Wanted], binary: bool, *, paired: bool) -> list[tuple[Output, Wanted]]:
         """The outputs asked for; where none are named, those of all loaded tasks that can read the inputs given.
@@ -226,9 +226,9 @@ def find_model(info: ModelInfo, name: str, version: str | None = None) -> Model:
     elif name in info.tasks:
         model = Model(name, name, info.tasks[name].branch, platform, {name: info.tasks[name]})
     else:
-        raise NotFound(unknown("model", name[:80], {info.name, *info.tasks}))
+        raise NotFound(unknown("model", name, {info.name, *info.tasks}))
     if version is not None and version != model.version:
-        raise NotFound(f"model '{name}': " + unknown("version", version[:80], [model.version]))
+        raise NotFound(f"model '{name}': " + unknown("version", version, [model.version]))
     return model
 
 

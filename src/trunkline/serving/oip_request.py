@@ -111,7 +111,7 @@ def _inputs(tensors: Any, tail: memoryview, known: Sequence[str], items: int) ->
         tensor = _object(where, tensor)
         name = _text(f"{where}: name", tensor.get("name"))
         if name not in known:
-            raise Invalid(unknown("input", name[:80], known))
+            raise Invalid(unknown("input", name, known))
         if name in found:
             raise Invalid(f"input '{name}' is given twice")
         if tensor.get("datatype") != "BYTES":

@@ -14,7 +14,7 @@ MEANINGS = {
     413: "Above a limit, which the message names.",
     415: "The body is not JSON, or packed in a way that is not read.",
     422: "The message says what is wrong, and what is allowed.",
-    429: "The queue is full; `Retry-After` says in how many seconds to try again.",
+    429: "Too much waits; `Retry-After` says in how many seconds to try again.",
     500: "The server failed; its log says more.",
     503: "Nobody can answer now; `Retry-After` says in how many seconds to try again.",
     504: "The deadline passed.",

@@ -18,7 +18,11 @@ from trunkline.project.speed import Dials
 from trunkline.project.tasks import Answer
 from trunkline.serving.limits import Limits
 from trunkline.serving.messages import Done
+from trunkline.serving.pace import Pace
 from trunkline.serving.replies import Left, ModelInfo, Reply, Timings
+
+_LEAST = 1e-3
+"""Seconds that any request counts as having: shares of less say nothing of the load."""
 
 
 @dataclass(eq=False)
@@ -84,6 +88,10 @@ class Request:
                 self.answers[position] = None
                 self.missing += 1
         self.work, self.began, self.speeds = Work(), None, None
+
+    def spent(self, at: float) -> float:
+        """The share of its time that is over at an instant; above 1 where it is too late."""
+        return (at - self.arrived) / max(self.deadline - self.arrived, _LEAST)
 
     @property
     def queued(self) -> float:
@@ -165,7 +173,10 @@ class Queue:
             self.tokens += row.tokens
         for request in added:
             added[request] += self._waiting.pop(request, [])
-        self._waiting = {**added, **self._waiting} if first else {**self._waiting, **added}
+        if first:
+            self._waiting = added | self._waiting
+        else:
+            self._waiting.update(added)
 
     def remove(self, request: Request) -> None:
         """Take a request out, if it is there."""
@@ -174,14 +185,24 @@ class Queue:
 
     @property
     def ample(self) -> bool:
-        """Whether half of a batch waits: enough for the engine to work well."""
-        return 2 * self.rows >= self._limits.batch_rows or 2 * self.tokens >= self._limits.batch_tokens
+        """Whether half of a batch waits."""
+        return self._limits.ample(self.rows, self.tokens)
 
     @property
     def wary(self) -> bool:
         """Whether the next batch is of a request that lost a worker."""
         oldest = next(iter(self._waiting), None)
         return oldest is not None and oldest.again
+
+    def spent(self, now: float, ahead: int, pace: Pace) -> float:
+        """The most that any request will have `spent` of its time when the rows of it that wait are done, if they go in
+        order of arrival behind so many tokens; 0 where nothing waits.
+        """
+        most = 0.0
+        for request, rows in self._waiting.items():
+            ahead += sum(row.tokens for row in rows)
+            most = max(most, request.spent(now + pace.seconds(ahead)))
+        return most
 
     def take(self) -> list[Row]:
         """The next batch, out of the queue; empty where nothing waits.

@@ -26,6 +26,7 @@ from fastapi import FastAPI
 
 from trunkline.bundle.release import Releases
 from trunkline.errors import TrunklineError, UsageError
+from trunkline.project.speed import Dial
 from trunkline.serving import local, logs, tracing
 from trunkline.serving.app import Settings, create_app, create_local_app
 from trunkline.serving.door import SPARE, Door
@@ -83,7 +84,7 @@ async def _serve(listening: socket.socket, near: socket.socket | None, bundle: P
         await asyncio.wait((starting, http, stop), return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
-            print(_greeting(service.model, listening), flush=True)
+            print(_greeting(service.model, limits.floor, listening), flush=True)
             await asyncio.wait((http, stop), return_when=asyncio.FIRST_COMPLETED)
         else:
             starting.cancel()
@@ -191,12 +192,17 @@ def event_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def _greeting(model: ModelInfo, listening: socket.socket) -> str:
-    return (
-        f"serving {model.name}, bundle {model.bundle}, at http://{_address(listening)}\n"
-        f"  tasks   {', '.join(model.tasks)}\n"
-        f"  engine  {model.engine}, {model.dtype}, {model.device}"
-    )
+def _greeting(model: ModelInfo, floor: float | None, listening: socket.socket) -> str:
+    lines = [
+        f"serving {model.name}, bundle {model.bundle}, at http://{_address(listening)}",
+        f"  tasks   {', '.join(model.tasks)}",
+        f"  engine  {model.engine}, {model.dtype}, {model.device}",
+    ]
+    if floor is not None:
+        faster = [name for name, task in model.tasks.items() if Dial(keep=floor).of(task.speeds)]
+        which = ", ".join(faster) or "no task: none has exits that keep it"
+        lines.append(f"  floor   {floor:g} under load, for {which}")
+    return "\n".join(lines)
 
 
 def _address(listening: socket.socket) -> str:
