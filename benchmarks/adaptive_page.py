@@ -6,18 +6,20 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from command_line import words_of
+
 NAMES = {"student": "distilled, no exits", "truncated": "cut short, no exits"}
 HEAD = "| task | asked | quality | at speed 0 | layers | time | layers saved that time shows |"
 
 
 def page(found: dict[str, Any]) -> str:
     """Markdown of all tables."""
-    machine, rows = found["machine"], found["rows"]
+    rows = found["rows"]
     lines = [
         "# Exits: quality against time",
         "",
         f"Written by `{found['command']}`; every row is in `benchmarks/results/adaptive.json`.",
-        f"Machine: {machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}.",
+        f"Machine: {words_of(found['machine'])}.",
         "",
         "Layers and time are fractions of what speed 0 takes. Time is that of the same requests in turn at the dial",
         f"and at speed 0, the median of {found['rounds']} rounds, tokenising included. Quality is on the reported",

@@ -1,8 +1,9 @@
-"""The command that stands in a result and on its page, as others would give it."""
+"""The command and the machine that stand in a result and on its page: the command as others would give it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 _LEFT_OUT = ("--work", "--out", "--page")
 
@@ -23,3 +24,8 @@ def without_folders(arguments: Sequence[str]) -> list[str]:
         elif argument != "--resume":
             shown.append(argument)
     return shown
+
+
+def words_of(machine: Mapping[str, Any]) -> str:
+    """The machine of a result, for readers."""
+    return f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from command_line import words_of
 from server_page import table
 from shapes import SHAPES
 
@@ -38,7 +39,6 @@ def write_page(result: Path, page: Path | None) -> None:
 
 def text(found: dict[str, Any], drawn: str) -> str:
     """The page."""
-    machine = found["machine"]
     lines = [
         "# The engine against its bare trunk",
         "",
@@ -48,7 +48,7 @@ def text(found: dict[str, Any], drawn: str) -> str:
         "fork. *Real texts* go through the whole engine, one branch included: tokenised, sorted by length, padded, and",
         "every real token counted. Times are medians of rounds in which all of them take turns.",
         "",
-        f"Machine: {machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}.",
+        f"Machine: {words_of(found['machine'])}.",
         "",
         *table(
             ("", "aim", *(SHAPES[row["shape"]].partition(" (")[0] for row in found["rows"])), figures(found["rows"])

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import Bench, Cell, adapted, figures, over, run_all, shortened
+from command_line import words_of
 from data_projects import with_values, write_project
 from rich.console import Console
 
@@ -106,12 +107,12 @@ def adapt_all(project: Project) -> None:
 
 def text(found: dict[str, Any]) -> str:
     """The page."""
-    machine, rows = found["machine"], found["trials"]
+    rows = found["trials"]
     lines = [
         "# Adapting the trunk, one task left out",
         "",
         f"Written by `{found['command']}`; every run is in `benchmarks/results/leave_one_out.json`.",
-        f"Machine: {machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}. At most",
+        f"Machine: {words_of(found['machine'])}. At most",
         f"{found['train_rows']:,} train rows a task and {found['adapt']['epochs']:g} epochs of adaptation: figures",
         "compare within this page only.",
         "",

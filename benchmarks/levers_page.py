@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from command_line import words_of
+
 from trunkline.atomic import write_text
 
 HERE = Path(__file__).resolve().parent
@@ -24,12 +26,11 @@ def main() -> None:
 
 def write_page(found: dict[str, Any], page: Path | None) -> None:
     """Write the page of a result."""
-    machine = found["machine"]
     lines = [
         "# Levers: what each does for a cheap branch",
         "",
         f"Written by `{found['command']}`; every run is in `benchmarks/results/levers.json`.",
-        f"Machine: {machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}. At most",
+        f"Machine: {words_of(found['machine'])}. At most",
         f"{found['train_rows']:,} train rows and 5 epochs: figures compare within this page only.",
         "",
         "The branch as it is: one layer over [CLS] at fork 4, trained on the labels. Each row changes one thing about",

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from command_line import words_of
+
 from trunkline.atomic import write_text
 
 HERE = Path(__file__).resolve().parent
@@ -31,12 +33,12 @@ def write_page(found: dict[str, Any], page: Path | None) -> None:
 
 def text(found: dict[str, Any], drawn: str) -> str:
     """The page."""
-    cells, machine, times = found["cells"], found["machine"], found["times"]
+    cells, times = found["cells"], found["times"]
     lines = [
         "# The map: what a branch is worth by where it forks",
         "",
         f"Written by `{found['command']}`; every cell is in `benchmarks/results/map.json`.",
-        f"Machine: {machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}. At most",
+        f"Machine: {words_of(found['machine'])}. At most",
         f"{found['train_rows']:,} train rows and few epochs a task, so figures compare within this page only. Trunk as",
         "published, branches trained on the labels alone. Small sets (three seeds) show the mean. `valid` is what",
         "choices are made by; figures of the reported split are in the file.",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from command_line import words_of
+
 
 def sides(task: dict[str, Any]) -> list[str]:
     """Where the report of a task has full models."""
@@ -14,12 +16,12 @@ def sides(task: dict[str, Any]) -> list[str]:
 def page(found: dict[str, Any], result: str) -> str:
     """The docs page of a result, which is the file of this name."""
     summary, seeds = found["summary"], found["seeds"]
-    machine, cost = found["machine"], found["cost"]
+    cost = found["cost"]
     lines = [
         "# One merged model against separate full models",
         "",
         f"Written by `{found['command']}` from real public data; the figures are in `benchmarks/results/{result}`.",
-        f"Machine: {machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}.",
+        f"Machine: {words_of(found['machine'])}.",
         f"Time: median, batch {cost['batch']} x {cost['tokens']} tokens a text, {cost['engine']}, {cost['dtype']};",
         f"both sides in one run, in turn. Seeds: {', '.join(map(str, seeds))}.",
         "",

@@ -183,6 +183,12 @@ def running(server: Server) -> Iterator[Server]:
         server.stop()
 
 
+def figures(server: Server) -> dict[str, float]:
+    """What a Trunkline server has at /metrics, by name and labels. Raises OSError where it does not answer."""
+    lines = (line for line in server.get("/metrics")[1].splitlines() if line[:1] not in ("#", ""))
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+
 def end_in_order() -> None:
     """Let SIGTERM end this process as Ctrl-C does, so that it takes its servers with it."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -28,7 +28,7 @@ from typing import Any
 
 from command_line import without_folders
 from infinity_settings import SETTINGS, Infinity, missing
-from served import RESULT, TASKS, TOKENS, Cores, Server, bundle_of, end_in_order, record, rounded, trunkline
+from served import RESULT, TASKS, TOKENS, Cores, Server, bundle_of, end_in_order, figures, record, rounded, trunkline
 from server_page import write_page
 from shapes import source_of
 
@@ -323,8 +323,8 @@ def headlines(shapes: dict[str, Any]) -> dict[str, float | None]:
 
 def _batches(server: Server) -> tuple[float, float]:
     """Rows and batches that the worker has done."""
-    lines = dict(line.rsplit(" ", 1) for line in server.get("/metrics")[1].splitlines() if line[:1] not in ("#", ""))
-    return float(lines["trunkline_batch_rows_sum"]), float(lines["trunkline_batch_rows_count"])
+    said = figures(server)
+    return said["trunkline_batch_rows_sum"], said["trunkline_batch_rows_count"]
 
 
 def _short(phase: Phase) -> str:

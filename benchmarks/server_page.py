@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from command_line import words_of
 from served import RESULT, read_result
 from shapes import SHAPES
 
@@ -114,8 +115,12 @@ def headlines(found: dict[str, Any]) -> Iterable[Sequence[str]]:
 def speed(shape: dict[str, Any]) -> list[str]:
     """One shape: throughput, latency, CPU time, and what was tried of Infinity."""
     summary, infinity = shape["summary"], shape["infinity"]
-    cores = f"{shape['machine']['cpu']}, {shape['machine']['cores']} cores, torch {shape['machine']['torch']}"
-    lines = [f"`{shape['command']}`", "", f"Machine: {cores}; {shape['cores']}. Engine: {shape['engine']}.", ""]
+    lines = [
+        f"`{shape['command']}`",
+        "",
+        f"Machine: {words_of(shape['machine'])}; {shape['cores']}. Engine: {shape['engine']}.",
+        "",
+    ]
     rows = [
         (f"engine alone, batches of {round(shape['batch_rows'])} texts, as the server makes them", "engine_server"),
         ("engine alone, batches of 32", "engine_32"),

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from command_line import words_of
 from server_page import table
 from shapes import SHAPES
 
@@ -47,7 +48,7 @@ def write_page(result: Path, page: Path | None) -> None:
 
 def text(found: dict[str, Any], drawn: str) -> str:
     """The page."""
-    rows, machine, engines = found["rows"], found["machine"], found["engines"]
+    rows, engines = found["rows"], found["engines"]
     lines = [
         "# What N tasks cost",
         "",
@@ -59,7 +60,7 @@ def text(found: dict[str, Any], drawn: str) -> str:
         "everywhere. Times are medians of rounds in which all that is compared takes its turn; the middle half of each",
         "is in the results file.",
         "",
-        f"Machine: {machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}.",
+        f"Machine: {words_of(found['machine'])}.",
         *(f"{TITLES[shape]}: {of['engine']}, {of['dtype']} ({of['why']})." for shape, of in engines.items()),
         "",
         *table(("32 texts of 32 tokens", "aim, passes", "found"), aims(rows)),

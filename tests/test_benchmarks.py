@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import sys
 import time
 import urllib.request
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +39,7 @@ SCRIPTS = (
     "cells",
     "command_line",
     "engine_page",
+    "floor",
     "full_models",
     "leave_one_out",
     "levers",
@@ -157,6 +160,19 @@ def test_readiness_counts_as_what_was_said_last_and_as_neither_while_it_changes(
     assert said == [None, None, True, None, False, True]
 
 
+class Here:
+    """The server at a URL, as if it were a process of its own."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def cpu(self) -> dict[str, float]:
+        return {"front": 0.0, "worker": 0.0}
+
+    def get(self, path: str) -> tuple[int, str]:
+        return 200, urllib.request.urlopen(self.url + path).read().decode()
+
+
 def test_a_load_on_a_server_comes_back_with_what_it_cost(
     scripts: dict[str, ModuleType],
     served: tuple[str, FakeService],
@@ -164,28 +180,17 @@ def test_a_load_on_a_server_comes_back_with_what_it_cost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     url, service = served
-
-    class Here:
-        def __init__(self) -> None:
-            self.url = url
-
-        def cpu(self) -> dict[str, float]:
-            return {"front": 0.0}
-
-        def get(self, path: str) -> tuple[int, str]:
-            return 200, urllib.request.urlopen(url + path).read().decode()
-
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "one"}\n{"text": "another"}\n')
     load = scripts["server"].Load(scripts["served"].Cores(None, None), texts, Namespace(seconds=0.3))
     monkeypatch.setattr(scripts["server"], "WARM", 0.0)
-    closed = load.on(Here(), ["intent", "slots"], "many", clients=2)
-    half = load.on(Here(), ["intent"], "one", rate=40.0)
+    closed = load.on(Here(url), ["intent", "slots"], "many", clients=2)
+    half = load.on(Here(url), ["intent"], "one", rate=40.0)
     assert (closed["rows"], closed["loop"], closed["errors"]) == (32, {"clients": 2, "connections": 2}, {})
     assert closed["batch_rows"] == 32  # the made-up service takes every request as a batch
     assert half["loop"]["rate"] == 40.0
     assert 0 < half["requests"] < 40
-    assert closed["cpu"].keys() == {"front", "load"}
+    assert closed["cpu"].keys() == {"front", "worker", "load"}
     assert {tuple(tasks or ()) for _, tasks, _ in service.asked} == {("intent", "slots"), ("intent",)}
 
 
@@ -569,3 +574,85 @@ def test_what_exits_save_is_measured_alone_and_merged(
     assert all(row["mean_layers_ratio"] < 1 for row in dialled if row["speed"] == 1.0)
     assert all(len(row["quality"]) == len(row["seeds"]) and row["time_ratio"] > 0 for row in rows)
     assert "| sst2 | keep 0.98 | " in page.read_text()
+
+
+def test_what_a_floor_is_good_for_is_measured_once_with_it_and_once_without(
+    scripts: dict[str, ModuleType],
+    served: tuple[str, FakeService],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("matplotlib", reason="pages have plots, which need the extra report")
+    script, tasks = scripts["floor"], ["agnews", "sst2"]
+    write_project(tmp_path / "merged", {name: {"kind": "classification"} for name in tasks})
+    usual = {"epochs": 1.0, "min_steps": 20, "batch_size": 8}
+    monkeypatch.setattr(scripts["adaptive"], "ExitSettings", partial(scripts["adaptive"].ExitSettings, **usual))
+    monkeypatch.setattr(scripts["adaptive"], "write_project", lambda *_: None)
+    for name, value in {"REQUESTS": 6, "CLIENTS": 2, "WARM": 0.1, "CAPACITY": 0.5, "SAMPLE": 0.05}.items():
+        monkeypatch.setattr(script, name, value)
+    url, service = served
+    started: list[tuple[str, ...]] = []
+
+    @contextlib.contextmanager
+    def here(bundle: Path, log: Path, *options: str) -> Iterator[Here]:
+        started.append(options)
+        yield Here(url)
+
+    monkeypatch.setattr(script, "trunkline", here)
+    out = tmp_path / "floor.json"
+    line = ["floor.py", "--work", str(tmp_path), "--tasks", *tasks, "--rows", "2", "--out", str(out)]
+
+    def run(*more: str) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", [*line, "--rounds", "1", "--seconds", "0.4", "0.8", "0.8", *more])
+        script.main()
+        return json.loads(out.read_text()) if out.exists() else {}
+
+    assert run("--data", str(tmp_path), "--train-only") == {}
+    requests = [json.loads(one) for one in (tmp_path / "requests.jsonl").read_text().splitlines()]
+    assert [(one["task"], one["depth"], len(one["texts"])) for one in requests[:2]] == [
+        ("agnews", 3, 2),
+        ("sst2", 3, 2),
+    ]
+    assert all(len(one["labels"]) == 2 for one in requests)
+    asked = [{**one, "task": "intent", "labels": ["alarm", "music"]} for one in requests]  # what is served here
+    (tmp_path / "requests.jsonl").write_text("".join(json.dumps(one) + "\n" for one in asked))
+
+    found = run("--measure-only")
+    assert started == [("--limit", "deadline_ms=2000"), ("--limit", "deadline_ms=2000", "--floor", "0.98")]
+    assert {keep for _, keep in service.dialled} == {None, 0.98}  # the latter to warm it up
+    assert [(one["mode"], len(one["seconds"])) for one in found["runs"]] == [("plain", 2), ("floor", 2)]
+    assert found["capacity"]["requests_per_second"] > 0
+    for run_ in found["runs"]:
+        assert all(one["requests"] > 0 and one["in_time"] + one["late"] == one["requests"] for one in run_["parts"])
+        assert all(one["correct_of_full"] == 1 for one in run_["parts"])  # nothing left early
+    assert found["summary"]["floor"][1]["depth"] == 1
+    page = out.with_suffix(".md").read_text()
+    assert "| 2 | with a floor | " in page
+    assert "![Load, queue, speed and quality over time](floor.svg)" in page
+    assert "rows that wait" in out.with_suffix(".svg").read_text()
+    assert run("--measure-only") == found  # nothing is measured twice
+    assert len(started) == 2
+
+
+def test_what_became_of_a_load_is_counted_by_the_second_and_held_to_full_depth(scripts: dict[str, ModuleType]) -> None:
+    requests = [
+        {"due": 0.1, "done": 0.4, "outcome": "ok"},
+        {"due": 0.2, "done": 1.3, "outcome": "ok"},
+        {"due": 0.3, "done": 0.3, "outcome": "429"},
+        {"due": 0.9, "done": 1.9, "outcome": "504"},
+        {"due": 1.0, "done": 1.1, "outcome": "connection"},
+    ]
+    replies = [
+        {"done": 0.4, "number": 0, "correct": 3, "speed": 0.2, "depth": 0.5},
+        {"done": 0.5, "number": 1, "correct": 1, "speed": 0.4, "depth": 1.0},
+    ]
+    found = {"requests": requests, "replies": replies}
+    course = scripts["floor"].Course(found, [(0.2, 10.0, 0.5), (0.7, 30.0, 1.0)], [4, None], 1.0)
+    first, second = course.between(0.0, 1.0), course.between(1.0, 2.0)
+    counts = {"requests": 4, "in_time": 1, "late": 1, "refused": 1, "expired": 1, "failed": 0}
+    means = {"waiting_rows": 20, "level": 0.75, "speed": 0.3, "depth": 0.75, "correct_of_full": 0.75}
+    assert first == {**counts, **{name: pytest.approx(value) for name, value in means.items()}}
+    assert (second["requests"], second["failed"], second["in_time"], second["speed"]) == (1, 1, 0, None)
+    total = scripts["floor"].summary([{"mode": "plain", "parts": [first]}, {"mode": "plain", "parts": [second]}])
+    assert (total["plain"][0]["requests"], total["plain"][0]["in_time"]) == (5, 0.2)
+    assert total["plain"][0]["depth"] == pytest.approx(0.75)

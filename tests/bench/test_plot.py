@@ -72,3 +72,16 @@ def test_loads_and_bars_are_drawn_into_svg_and_png(tmp_path: Path) -> None:
     assert "500 a second" not in drawn
     plot.bars({"shape": [("engine", 10.0, 9.0, 12.0), ("server", 8.0, 8.0, 8.0)]}, tmp_path / "bars.png", "texts")
     assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_courses_have_a_panel_for_each_title_and_gaps_where_there_is_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need the extra report")
+    panels = {
+        "rows": {"plain": [1.0, None, 3.0], "floor": [1.0, 1.0, 1.0]},
+        "speed": {"plain": [], "floor": [None] * 3},
+    }
+    plot.courses(panels, tmp_path / "courses.svg", [1.0])
+    drawn = (tmp_path / "courses.svg").read_text()
+    assert drawn.count('<g id="axes_') == 2
+    assert drawn.count(">floor<") == 1
+    assert "nan" not in drawn

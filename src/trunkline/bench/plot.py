@@ -7,10 +7,11 @@ Knows rows; nothing of how they were measured.
 from __future__ import annotations
 
 import io
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,12 @@ SYSTEMS = {
     "adapters": Style("adapters, Parallel, float32", "#CC79A7", "D", ":"),
     "transformers": Style("separate models, transformers float32", "#009E73", "^", "-."),
 }
+COURSES = (
+    Style("", "#D55E00", "", "--"),
+    Style("", "#0072B2", "", "-"),
+    Style("", "#009E73", "", "-."),
+    Style("", "#CC79A7", "", ":"),
+)
 LATENCIES = {
     "p50": Style("half of the requests within", "#0072B2", "o", "-"),
     "p99": Style("99 % of the requests within", "#D55E00", "s", "--"),
@@ -159,6 +166,33 @@ def bars(groups: Mapping[str, Sequence[tuple[str, float, float, float]]], file: 
         panels[-1][0].set_xlabel(unit)
 
     _write(file, (7.0, sum(0.32 * len(found) + 0.5 for found in groups.values()) + 0.4), draw)
+
+
+def courses(
+    panels: Mapping[str, Mapping[str, Sequence[float | None]]], file: Path, turns: Sequence[float] = ()
+) -> None:
+    """Values second by second, a gap where there is none: a panel for each title, in it a line for each name.
+
+    Vertical lines stand at the `turns`, in seconds. There are colours for `len(COURSES)` names.
+    """
+
+    def draw(figure: Figure) -> None:
+        grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True)
+        for axes, (title, lines) in zip(grid.flat, panels.items(), strict=True):
+            for style, (name, values) in zip(COURSES, lines.items(), strict=False):
+                found = [math.nan if value is None else value for value in values]
+                middles = [second + 0.5 for second in range(len(found))]
+                axes.plot(middles, found, **replace(style, label=name).kwargs(), linewidth=1.4)
+            for turn in turns:
+                axes.axvline(turn, color="0.6", linewidth=0.8)
+            axes.set_title(title, fontsize=9, loc="left")
+            axes.set_ylim(bottom=min(axes.get_ylim()[0], 0.0))
+            axes.grid(color="0.9", linewidth=0.6)
+        grid[-1][0].set_xlabel("seconds")
+        lines, words = grid[0][0].get_legend_handles_labels()
+        figure.legend(lines, words, loc="outside upper center", ncols=len(COURSES), frameon=False)
+
+    _write(file, (7.0, 1.5 * len(panels) + 0.7), draw)
 
 
 def _write(file: Path, size: tuple[float, float], draw: Callable[[Figure], None]) -> None:
