@@ -8,7 +8,7 @@ was found on `valid`. For reference, fewer of the same layers without exits: dis
 DistilBERT is, and trained on the labels alone. Chinese is read by a random encoder, so that only its mechanics are
 shown. A killed run goes on where it was.
 
-Result: benchmarks/results/adaptive.json, docs/adaptive.md.
+Result: benchmarks/results/adaptive.json, docs/adaptive.md with its plot.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from adaptive_page import page
+from adaptive_page import write_page
 from cells import Bench, Cell, figures, run_all
 from data_projects import with_values, write_project
 from rich.console import Console
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from trunkline.atomic import write_json, write_text
+from trunkline.atomic import write_json
 from trunkline.engine.base import Engine, Input, Job, Output
 from trunkline.engine.choose import Choice, choose
 from trunkline.engine.gpu import GpuBuilder
@@ -54,7 +54,6 @@ from trunkline.project.tasks import Kind
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "adaptive.json"
-PAGE = HERE.parent / "docs" / "adaptive.md"
 SINGLE = ("agnews", "dbpedia", "yelp_polarity", "sst2", "qnli", "zh_book_review")
 MERGED = ("agnews", "dbpedia", "yelp_polarity", "sst2", "snips_intent", "clinc150")
 SMALL = ("yelp_polarity",)
@@ -100,7 +99,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", help="some of the tasks, instead of all of a setting's")
     parser.add_argument("--train-only", action="store_true", help="measure nothing, as where others use the machine")
     parser.add_argument("--out", type=Path, default=RESULT, help="result file")
-    parser.add_argument("--page", type=Path, default=PAGE, help="page")
+    parser.add_argument("--page", type=Path, help="the docs page (docs/adaptive.md for the default --out)")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     choice: Choice | None = None
@@ -120,7 +119,7 @@ def main() -> None:
         "rows": rows,
     }
     write_json(options.out, found)
-    write_text(options.page, page(found))
+    write_page(options.out, options.page)
 
 
 def prepared(options: argparse.Namespace, setting: str, names: Sequence[str]) -> Project:
@@ -225,7 +224,8 @@ def single(choice: Choice, ready: Sequence[Ready]) -> list[dict[str, Any]]:
                             **asked(dial),
                             "batch": batch,
                             "quality": [score for score, _ in found],
-                            "mean_layers_ratio": statistics.mean(layers for _, layers in found),
+                            "mean_layers_ratio": statistics.mean(layers_of(left) for _, left in found),
+                            "left": np.mean([left for _, left in found], axis=0).tolist(),
                             "time_ratio": statistics.median(ratios),
                             "seeds": list(task.branches),
                         }
@@ -246,6 +246,7 @@ def single(choice: Choice, ready: Sequence[Ready]) -> list[dict[str, Any]]:
                                 "quality": [score],
                                 "quality_full": full[:1],
                                 "mean_layers_ratio": layers / task.branches[SEEDS[0]].spec.depth,
+                                "left": None,
                                 "time_ratio": ratio,
                                 "seeds": [SEEDS[0]],
                             }
@@ -278,7 +279,8 @@ def merged(choice: Choice, ready: Sequence[Ready]) -> list[dict[str, Any]]:
                             "quality": [statistics.mean(scores[task][0] for task in tasks)],
                             "quality_full": [statistics.mean(full[task] for task in tasks)],
                             # Asked together, the trunk carries a text as deep as the last of them needs it.
-                            "mean_layers_ratio": None if name == "all" else scores[name][1],
+                            "mean_layers_ratio": None if name == "all" else layers_of(scores[name][1]),
+                            "left": None if name == "all" else scores[name][1],
                             "time_ratio": times(Side(engine, tuple(tasks), dial), texts, batch),
                             "seeds": [SEEDS[0]],
                         }
@@ -300,8 +302,8 @@ def jobs(engine: Engine, inputs: Sequence[Input], tasks: Sequence[str], dials: d
     return [Job(item, tuple(tasks), tuple(pair for pair in speeds if pair[1] > 0)) for item in inputs]
 
 
-def quality(engine: Engine, task: Ready, dial: Dial) -> tuple[float, float]:
-    """The metric on the reported split, and the mean share of the layers that a row went through."""
+def quality(engine: Engine, task: Ready, dial: Dial) -> tuple[float, list[float]]:
+    """The metric on the reported split, and the share of rows that was answered after each number of layers, from 0."""
     spec = engine.specs[task.name]
     found, _ = engine.run(jobs(engine, task.inputs, [task.name], {task.name: dial}), batch_size=32)
     outputs = [one[task.name] for one in found]
@@ -309,7 +311,13 @@ def quality(engine: Engine, task: Ready, dial: Dial) -> tuple[float, float]:
     logits: Any = [spec.calibrated(one.logits, one.depth) for one in outputs]
     values = logits if spec.kind is Kind.TAGGING else np.stack(logits)
     scores = evaluate(spec.kind, spec.labels, spec.positive, task.rows, values)
-    return scores[task.metric], statistics.mean(one.depth for one in outputs) / spec.depth
+    left = np.bincount([one.depth for one in outputs], minlength=spec.depth + 1) / len(outputs)
+    return scores[task.metric], left.tolist()
+
+
+def layers_of(left: Sequence[float]) -> float:
+    """The mean share of the layers that a row went through."""
+    return float(np.average(range(len(left)), weights=left)) / (len(left) - 1)
 
 
 @dataclass(frozen=True)

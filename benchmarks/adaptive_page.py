@@ -1,19 +1,64 @@
-"""The page of adaptive.py. Knows its result, and nothing of how it came about."""
+"""docs/adaptive.md and its plot from what `adaptive.py` found: `python benchmarks/adaptive_page.py`.
+
+Knows how figures read, and nothing of how they came about. The plot needs matplotlib.
+"""
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from command_line import words_of
+from server_page import table
 
-NAMES = {"student": "distilled, no exits", "truncated": "cut short, no exits"}
-HEAD = "| task | asked | quality | at speed 0 | layers | time | layers saved that time shows |"
+from trunkline.atomic import write_text
+from trunkline.bench import plot
+
+HERE = Path(__file__).resolve().parent
+RESULT = HERE / "results" / "adaptive.json"
+PAGE = HERE.parent / "docs" / "adaptive.md"
+NAMES = {
+    "exits": "exits",
+    "student": "distilled into fewer layers, no exits",
+    "truncated": "fewer layers, no exits",
+}
+HEAD = ("task", "asked", "quality", "at speed 0", "layers", "time", "layers saved that time shows")
+KEEP = 0.99
+"""Where rows left is shown at this."""
 
 
-def page(found: dict[str, Any]) -> str:
-    """Markdown of all tables."""
+def main() -> None:
+    """Write the page and the plot of the committed figures anew."""
+    write_page(RESULT, None)
+
+
+def write_page(result: Path, page: Path | None) -> None:
+    """Write the page of a result and its plot: beside it, unless it is the committed one."""
+    page = page or (PAGE if result == RESULT else result.with_suffix(".md"))
+    found = json.loads(result.read_text())
+    drawn = page.with_suffix(".svg")
+    panels = curves([row for row in found["rows"] if row["setting"] == "single"])
+    if panels:
+        plot.trades(panels, drawn, "time, of speed 0", "quality on the reported split")
+    write_text(page, text(found, drawn.name if panels else None))
+
+
+def curves(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """For each task in FastBERT's setting, (time, quality) by model: of the first backend, in the larger batches."""
+    mine = [row for row in rows if row["backend"] == rows[0]["backend"] and row["batch"] == rows[0]["batch"]]
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in mine:
+        whole = (1.0, statistics.mean(row["quality_full"]))
+        points = found.setdefault(row["task"], {}).setdefault(NAMES[row["model"]], [whole])
+        points.append((row["time_ratio"], statistics.mean(row["quality"])))
+    return found
+
+
+def text(found: dict[str, Any], drawn: str | None) -> str:
+    """The page."""
     rows = found["rows"]
     lines = [
         "# Exits: quality against time",
@@ -24,9 +69,11 @@ def page(found: dict[str, Any]) -> str:
         "Layers and time are fractions of what speed 0 takes. Time is that of the same requests in turn at the dial",
         f"and at speed 0, the median of {found['rounds']} rounds, tokenising included. Quality is on the reported",
         "split; exits, temperatures and the table from keep to speed come from `valid`. The last column is the time",
-        "saved as a fraction of the layers saved. *Distilled* and *cut short* are the bottom layers alone, learned",
-        "from the whole branch or from the labels.",
+        "saved as a fraction of the layers saved. *Distilled into fewer layers* and *fewer layers* are the bottom",
+        "layers alone, which learned from the whole branch or from the labels.",
     ]
+    if drawn:
+        lines += ["", f"![Quality against time]({drawn})"]
     titles = {
         "single": ("One task, all layers its own", "FastBERT's setting: an exit after every layer but the last."),
         "merged": ("A merged model", "Two layers a task over a trunk of four; exits where they pay."),
@@ -34,23 +81,31 @@ def page(found: dict[str, Any]) -> str:
     for setting, (title, about) in titles.items():
         mine = [row for row in rows if row["setting"] == setting]
         for backend, batch in dict.fromkeys((row["backend"], row["batch"]) for row in mine):
-            lines += ["", f"## {title}: {backend}, batch {batch}", "", about, "", HEAD, "|---" * 7 + "|"]
-            lines += [_line(row) for row in mine if (row["backend"], row["batch"]) == (backend, batch)]
+            here = [row for row in mine if (row["backend"], row["batch"]) == (backend, batch)]
+            lines += ["", f"## {title}: {backend}, batch {batch}", "", about, "", *table(HEAD, map(_figures, here))]
+        lines += _left(mine[0]["backend"], mine, title) if mine else []
     return "\n".join(lines) + "\n"
 
 
-def _line(row: dict[str, Any]) -> str:
-    layers = row["mean_layers_ratio"]
-    if row["model"] != "exits":
-        asked = NAMES[row["model"]]
-    else:
+def _left(backend: str, rows: Sequence[dict[str, Any]], title: str) -> list[str]:
+    """Where rows left, as shares of all rows."""
+    shown = [row for row in rows if row["keep"] == KEEP and row["left"] and row["backend"] == backend]
+    shown = list({row["task"]: row for row in shown}.values())
+    if not shown:
+        return []
+    depths = range(1, max(len(row["left"]) for row in shown))
+    head = ("task", *(f"after {depth}" for depth in depths))
+    cells = ([row["task"], *(f"{share:.0%}" if share else "" for share in row["left"][1:])] for row in shown)
+    return ["", f"### {title}: where rows left at keep {KEEP:g}", "", *table(head, cells)]
+
+
+def _figures(row: dict[str, Any]) -> list[str]:
+    layers, exits = row["mean_layers_ratio"], row["model"] == "exits"
+    asked = NAMES[row["model"]]
+    if exits:
         asked = f"speed {row['speed']:g}" if row["keep"] is None else f"keep {row['keep']:g}"
-    shown = (
-        "-"
-        if layers is None or layers > 0.95 or row["model"] != "exits"
-        else f"{(1 - row['time_ratio']) / (1 - layers):.2f}"
-    )
-    figures = [
+    shown = f"{(1 - row['time_ratio']) / (1 - layers):.2f}" if exits and layers is not None and layers <= 0.95 else "-"
+    return [
         row["task"],
         asked,
         _spread(row["quality"]),
@@ -59,9 +114,12 @@ def _line(row: dict[str, Any]) -> str:
         f"{row['time_ratio']:.2f}",
         shown,
     ]
-    return f"| {' | '.join(figures)} |"
 
 
 def _spread(values: Sequence[float]) -> str:
     mean = f"{statistics.mean(values):.3f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f})"
+
+
+if __name__ == "__main__":
+    main()

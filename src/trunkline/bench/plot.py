@@ -54,6 +54,11 @@ COURSES = (
     Style("", "#009E73", "", "-."),
     Style("", "#CC79A7", "", ":"),
 )
+TRADES = (
+    Style("", "#0072B2", "o", "-"),
+    Style("", "#D55E00", "s", "--"),
+    Style("", "#009E73", "^", ":"),
+)
 LATENCIES = {
     "p50": Style("half of the requests within", "#0072B2", "o", "-"),
     "p99": Style("99 % of the requests within", "#D55E00", "s", "--"),
@@ -193,6 +198,32 @@ def courses(
         figure.legend(lines, words, loc="outside upper center", ncols=len(COURSES), frameon=False)
 
     _write(file, (7.0, 1.5 * len(panels) + 0.7), draw)
+
+
+def trades(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], file: Path, x: str, y: str) -> None:
+    """What is paid against what is had: a panel for each title, three in a row, and in it points (x, y) for each name,
+    joined by rising x. There are colours for `len(TRADES)` names.
+    """
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    looks = {name: replace(style, label=name).kwargs() for name, style in zip(names, TRADES, strict=False)}
+    across = min(3, len(panels))
+    down = math.ceil(len(panels) / across)
+
+    def draw(figure: Figure) -> None:
+        grid = figure.subplots(down, across, squeeze=False, sharex=True)
+        for axes in grid.flat[len(panels) :]:
+            axes.axis("off")
+        for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
+            for name, points in lines.items():
+                axes.plot(*zip(*sorted(points), strict=True), **looks[name], linewidth=1.4, markersize=4)
+            axes.set_title(title, fontsize=9, loc="left")
+            axes.grid(color="0.9", linewidth=0.6)
+        figure.supxlabel(x, fontsize=9)
+        figure.supylabel(y, fontsize=9)
+        drawn = {name: line for axes in grid.flat for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(list(drawn.values()), list(drawn), loc="outside upper center", ncols=len(TRADES), frameon=False)
+
+    _write(file, (2.5 * across + 0.6, 2.1 * down + 0.8), draw)
 
 
 def _write(file: Path, size: tuple[float, float], draw: Callable[[Figure], None]) -> None:
