@@ -36,9 +36,10 @@ from trunkline.pipeline.project import Project
 from trunkline.pipeline.stages import StageKind
 from trunkline.project.data import TaskData
 from trunkline.project.tasks import Kind
-from trunkline.training.candidates import OverStates, SoftLoss, Trained, distilled, gold, train, train_logits
+from trunkline.training.candidates import OverStates, Trained, train, train_logits
 from trunkline.training.loop import BatchRows
 from trunkline.training.material import FIT, TaskMaterial
+from trunkline.training.teaching import SoftLoss, Teaching, distilled, gold
 
 RESULT = Path(__file__).resolve().parent / "results" / "levers.json"
 TASKS = ("cola", "mrpc", "rte", "stsb")
@@ -234,7 +235,8 @@ def trained(bench: Bench, taught: Taught, recipe: Recipe, seed: int) -> Trained:
 
     loss = gold(material, branch)
     if recipe.taught:
-        loss = distilled(material, branch, [taught.logits(material)], recipe.temperature, recipe.gold_weight)
+        teaching = Teaching(recipe.temperature, recipe.gold_weight)
+        loss = distilled(material, branch, [taught.logits(material)], teaching)
     if recipe.hidden or recipe.hidden_cls or recipe.relation:
         loss = with_states(loss, branch, taught.states(material), recipe)
     schedule = bench.schedule(material, seed, epochs=epochs)

@@ -116,6 +116,8 @@ def shown_type(annotation: Any, metadata: list[Any]) -> str:
         return ", ".join(f"`{literal(member.value)}`" for member in kind)
     if origin in (list, tuple, set, frozenset):
         return shown_list(args[0], metadata)
+    if origin is dict:
+        return f"table, each value: {shown_type(args[1], [])}"
     return NAMES.get(kind, f"`{getattr(kind, '__name__', kind)}`") + bounds(metadata)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,10 +89,15 @@ def _row(kind: str, pair: bool, rng: np.random.Generator) -> dict[str, Any]:
     return row
 
 
-def as_toml(table: Table) -> str:
+def as_toml(table: Table, path: str = "") -> str:
     """Plain values first, then tables; strings, numbers and lists are written in JSON, which TOML reads alike."""
-    plain = [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, Mapping)]
-    tables = [f"\n[{key}]\n{as_toml(value)}" for key, value in table.items() if isinstance(value, Mapping)]
+    names = {key: key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key) for key in table}
+    plain = [f"{names[key]} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, Mapping)]
+    tables = [
+        f"\n[{path}{names[key]}]\n{as_toml(value, f'{path}{names[key]}.')}"
+        for key, value in table.items()
+        if isinstance(value, Mapping)
+    ]
     return "\n".join([*plain, *tables]) + "\n"
 
 

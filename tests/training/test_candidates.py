@@ -20,6 +20,7 @@ from trunkline.training.candidates import Trained, schedule_of, train_full, trai
 from trunkline.training.loop import Progress, Schedule
 from trunkline.training.losses import IGNORE
 from trunkline.training.material import FIT, Logits, TaskMaterial
+from trunkline.training.teaching import Teaching
 
 READINGS = [(task, "single") for task in SORTS if task != "same"] + [("same", "joint"), ("same", "separate")]
 
@@ -42,7 +43,7 @@ def student_of(
     **changes: Any,
 ) -> Trained:
     schedule = quick(**changes)
-    return train_student(material, teacher, soft, 1, init, schedule, path, quiet, temperature=2.0, gold_weight=1.0)
+    return train_student(material, teacher, soft, 1, init, schedule, path, quiet, teaching=Teaching(2.0, 1.0))
 
 
 @pytest.mark.parametrize(("task", "reading"), READINGS)
@@ -146,7 +147,7 @@ def test_a_student_of_latents_starts_from_its_teacher_s_layers(
     tuned = train_tuned(material, Reading(reading), 2, quick(), tmp_path / "tune.pt", quiet)
     soft = [train_logits(material, tuned.branch, None)]
     still = quick(rate=1e-12)
-    options = {"temperature": 2.0, "gold_weight": 1.0, "latents": 3, "crossing": 1}
+    options = {"teaching": Teaching(2.0, 1.0), "latents": 3, "crossing": 1}
     student = train_student(material, tuned.branch, soft, 2, "teacher", still, tmp_path / "s.pt", quiet, **options)
     spec, weights = student.branch.spec, tuned.branch.state_dict()
     assert (spec.fork, spec.layers, spec.latents, spec.pooling) == (1, 2, 3, "latents")
@@ -222,7 +223,7 @@ def test_a_student_follows_its_teacher_and_not_only_gold(make: Any, tmp_path: Pa
     odd[:, 2] = 8.0  # a teacher that always says the third label
     student = train_student(
         material, teacher, [odd], 1, "teacher", quick(3e-3, epochs=5), tmp_path / "s.pt", quiet,
-        temperature=2.0, gold_weight=0.0,
+        teaching=Teaching(2.0, 0.0),
     )  # fmt: skip
     assert (np.asarray(train_logits(material, student.branch, None)).argmax(-1) == 2).all()
 
@@ -234,7 +235,7 @@ def test_several_teachers_are_averaged_after_softening(make: Any, tmp_path: Path
     sure, unsure = (np.tile(np.asarray([top, 0.0, 0.0], dtype=np.float32), (rows, 1)) for top in (9.0, 0.0))
     found = train_student(
         material, teacher, [sure, unsure], 1, "teacher", quick(1e-2, epochs=20), tmp_path / "s.pt", quiet,
-        temperature=1.0, gold_weight=0.0,
+        teaching=Teaching(1.0, 0.0),
     )  # fmt: skip
     # (2/3, 1/6, 1/6) on average, whose entropy no cross entropy is below; mean logits would allow 0.1.
     entropy = -(2 / 3 * np.log(2 / 3) + 1 / 3 * np.log(1 / 6))

@@ -50,8 +50,8 @@ class Encoder(nn.Module):
         """
         shape = read_shape(path)
         model = _build(shape)
-        _fill(model, files(path), path)
-        tokenizer = _read_tokenizer(path)
+        fill(model, files(path), path)
+        tokenizer = read_tokenizer(path)
         known = model.get_input_embeddings().num_embeddings
         if tokenizer.get_vocab_size() > known:
             raise EncoderError(
@@ -126,29 +126,40 @@ class Encoder(nn.Module):
 
 
 def _build(shape: Shape) -> Model:
-    """The transformers model of a config, its weights unset and its pooler left out."""
-    from transformers import AutoConfig, AutoModel
-    from transformers.initialization import no_init_weights
+    """The encoder of a config, its weights unset and its pooler left out."""
+    from transformers import AutoModel
 
-    # auto_map names Python files to run; only this library's own classes are used.
-    options = {key: value for key, value in shape.raw.items() if key not in ("model_type", "auto_map")}
-    with _quiet(), no_init_weights():
-        try:
-            config = AutoConfig.for_model(shape.family, **options)
-            attention = FAMILIES[shape.family].attention
-            build: Any = AutoModel.from_config  # untyped in transformers
-            model = build(config, attn_implementation=attention, dtype=torch.float32)
-        except Exception as error:  # transformers checks configs with many kinds of errors
-            raise EncoderError(f"this {shape.family} config cannot be built: {error}") from error
+    model = build(shape, AutoModel, attn_implementation=FAMILIES[shape.family].attention)
     if hasattr(model, "pooler"):
         model.pooler = None  # a branch has a head of its own
     return model
 
 
+def build(shape: Shape, auto: Any, **options: Any) -> Model:
+    """What `auto`, one of the Auto classes of transformers, makes of a config; its weights are unset.
+
+    Raises EncoderError.
+    """
+    from transformers import AutoConfig
+    from transformers.initialization import no_init_weights
+
+    # auto_map names Python files to run; only this library's own classes are used.
+    settings = {key: value for key, value in shape.raw.items() if key not in ("model_type", "auto_map")}
+    with _quiet(), no_init_weights():
+        try:
+            return auto.from_config(AutoConfig.for_model(shape.family, **settings), dtype=torch.float32, **options)
+        except Exception as error:  # transformers checks configs with many kinds of errors
+            raise EncoderError(f"this {shape.family} config cannot be built: {error}") from error
+
+
 @torch.no_grad()
-def _fill(model: Model, paths: Sequence[Path], folder: Path) -> None:
-    """Copy every weight of `model` from safetensors files; heads and poolers in them are ignored."""
-    missing = model.state_dict()
+def fill(model: Model, paths: Sequence[Path], folder: Path, what: str = "encoder") -> None:
+    """Copy every weight of `model`, named `what` in errors, from those of these files of `folder` that are safetensors;
+    what it does not have, such as another head, is ignored.
+
+    Raises EncoderError where a weight is missing, or of another shape.
+    """
+    missing = {_current_name(name, model.base_model_prefix): tensor for name, tensor in model.state_dict().items()}
     for path in (path for path in paths if path.suffix == ".safetensors"):
         try:
             with safe_open(path, framework="pt") as file:
@@ -166,7 +177,7 @@ def _fill(model: Model, paths: Sequence[Path], folder: Path) -> None:
             raise EncoderError(f"{path} cannot be read as safetensors: {error}") from None
     if missing:
         shown = ", ".join(sorted(missing)[:3])
-        raise EncoderError(f"{folder}: the weights lack {len(missing)} of the encoder's tensors: {shown}, …")
+        raise EncoderError(f"{folder}: the weights lack {len(missing)} of the {what}'s tensors: {shown}, …")
 
 
 def _current_name(stored: str, prefix: str) -> str:
@@ -178,7 +189,7 @@ def _current_name(stored: str, prefix: str) -> str:
     return name
 
 
-def _read_tokenizer(folder: Path) -> Tokenizer:
+def read_tokenizer(folder: Path) -> Tokenizer:
     """The fast tokenizer of a folder, from tokenizer.json or converted from its vocabulary."""
     try:
         if (folder / TOKENIZER).is_file():

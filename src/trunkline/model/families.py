@@ -1,7 +1,7 @@
 """How each family of encoders embeds, builds what its layers share, and runs one layer.
 
-The only other file that touches transformers is encoders.py. A family is a few functions over the transformers model;
-they know nothing of files, tokenizers or branches.
+The other files that touch transformers are encoders.py and, for whole foreign models, classifiers.py. A family is a few
+functions over the transformers model; they know nothing of files, tokenizers or branches.
 
 B: rows, T: tokens, H: width of a state, N: attention heads.
 

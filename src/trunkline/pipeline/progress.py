@@ -75,7 +75,8 @@ class Terminal:
     def advance(self, position: Position) -> None:
         score = "" if position.score is None else f"  best {position.score:.3f}"
         left = "" if position.seconds_left is None else f"  {_clock(position.seconds_left)} left"
-        detail = f"step {position.step}/{position.steps}  loss {position.loss:.3f}{score}{left}"
+        loss = "" if position.loss is None else f"  loss {position.loss:.3f}"
+        detail = f"step {position.step}/{position.steps}{loss}{score}{left}"
         self._bar.update(self._row, completed=position.step, total=position.steps, detail=detail)
 
     def done(self, name: str, summary: str, seconds: float) -> None:

@@ -18,6 +18,7 @@ from trunkline.pipeline import plan as planning
 from trunkline.pipeline.assemble import Assembly, Options
 from trunkline.pipeline.costs import forget
 from trunkline.pipeline.execute import Workshop
+from trunkline.pipeline.foreign import check_teachers
 from trunkline.pipeline.gc import Freed, collect
 from trunkline.pipeline.plan import Step
 from trunkline.pipeline.progress import Show, Silent
@@ -27,7 +28,6 @@ from trunkline.pipeline.store import Entry, Store
 from trunkline.pipeline.trunks import Trunks
 from trunkline.project.config import ProjectFiles, TaskSettings, load_files
 from trunkline.project.data import read_project
-from trunkline.project.soft import check_soft
 from trunkline.project.sources import Commits
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ class Project:
         return Workshop(self.files, self.source, graph, self.store, show.say)
 
     def _train(self, workshop: Workshop, steps: Sequence[Step], show: Show) -> None:
-        workshop.check_soft([step.stage for step in steps])
+        workshop.check_teachers([step.stage for step in steps])
         for number, step in enumerate(steps, 1):
             show.begin(step.stage.id, number, len(steps), f"{step.why}; resumes" if step.resumes else step.why)
             started = time.monotonic()
@@ -365,6 +365,8 @@ class Project:
         if step.stage.kind is StageKind.EXITS:
             return _exits_kept(entry.result)
         metric = self.files.tasks[step.stage.task].primary_metric
+        if step.stage.kind is StageKind.TEACH and metric not in entry.result["metrics"]["valid"]:
+            return "asked"  # `valid` has no query with both labels
         return f"{metric} {entry.result['metrics']['valid'][metric]:.3f}"
 
 
@@ -374,8 +376,9 @@ def check(root: Path) -> dict[str, dict[str, Any]]:
     Raises ProjectError with all problems of all of them; `Project.load` reads no data, and knows of its files' alone.
     """
     files, data = read_project(root)
-    check_soft(files, data)
-    _ = Project.load(root).graph  # the grid fits the encoder
+    project = Project(root)
+    check_teachers(files, data, project.store.hashes)
+    _ = project.graph  # the grid fits the encoder
     return {
         name: {
             "kind": files.tasks[name].kind.value,

@@ -172,6 +172,8 @@ def _teacher(stage: Stage) -> str | None:
     parts = ["+".join(stage.fields["teachers"])]
     parts += [f"T {asked['temperature']:g}"] if asked["temperature"] not in usual.temperature else []
     parts += [f"labels × {asked['gold_weight']:g}"] if asked["gold_weight"] not in usual.gold_weight else []
+    parts += [stage.fields[name].replace("_", " ") for name in ("mode", "loss") if name in stage.fields]
+    parts += [f"{teacher} × {weight:g}" for teacher, weight in stage.fields.get("weights", {}).items()]
     return ", ".join(parts)
 
 

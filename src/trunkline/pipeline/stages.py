@@ -4,13 +4,14 @@ A stage's key is the hash of its kind's version, those fields and the keys of th
 text, comments or fields that it does not read. Knows project files and hashes; runs nothing and imports no torch.
 
     prepare ─► full                                    (the baseline, and a teacher)
+            ├► teach                                   what a foreign teacher says of the train rows
             └► tune (L) ─► distill (L, l)              trunk states at the fork are a cache below these, no stage
                    └──────────┴─► exits                of the candidate that is selected, where a task asks for them
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -18,15 +19,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from trunkline.engine.choose import no_openvino
 from trunkline.errors import Problem, ProjectError
-from trunkline.model.source import LATENTS, Source, hash_files
+from trunkline.model.source import Source, hash_files
+from trunkline.pipeline.foreign import foreign_teachers
+from trunkline.pipeline.misfits import misfits
 from trunkline.pipeline.store import key_of
-from trunkline.project.config import FILE, OWN, CostSettings, ExitSettings, ProjectFiles, TaskSettings
+from trunkline.pipeline.ways import GRID, Teacher, teach_id, teachers_of, ways
+from trunkline.project.config import CostSettings, ExitSettings, ProjectFiles, TaskSettings
 from trunkline.project.data import data_fields, hub_sets, pinned, read_task, reads_pairs, sources
 from trunkline.project.hub import HubError
 from trunkline.project.sources import Commits
 from trunkline.project.tasks import Kind
+from trunkline.project.teachers import FILE, Elsewhere, foreign
 
 
 class StageKind(StrEnum):
@@ -36,6 +40,8 @@ class StageKind(StrEnum):
     """Read, check and split the task's data."""
     FULL = "full"
     """Fine-tune a whole encoder: the baseline, and a teacher."""
+    TEACH = "teach"
+    """Ask a foreign teacher about the train rows."""
     TUNE = "tune"
     """Fine-tune the top L layers over frozen trunk states."""
     DISTILL = "distill"
@@ -44,22 +50,30 @@ class StageKind(StrEnum):
     """Give a finished branch exits, and find out what speeds come to."""
 
 
-VERSIONS = {StageKind.PREPARE: 1, StageKind.FULL: 2, StageKind.TUNE: 3, StageKind.DISTILL: 3, StageKind.EXITS: 2}
+VERSIONS = {
+    StageKind.PREPARE: 1,
+    StageKind.FULL: 2,
+    StageKind.TEACH: 1,
+    StageKind.TUNE: 3,
+    StageKind.DISTILL: 3,
+    StageKind.EXITS: 2,
+}
 """Raised when a stage would give another result from the same fields."""
-
-
-_GRID = {"layers", "teachers", "init", "latents", "crossing", "temperature", "gold_weight"}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: `fields` is all that it reads apart from the results of `needs` (ids of other stages)."""
+    """One stage: `fields` is all that it reads apart from the results of `needs` (ids of other stages).
+
+    `teachers` of a student say where what each of them says is found: the id of a stage, or the path of a file.
+    """
 
     id: str
     kind: StageKind
     task: str
     fields: dict[str, Any]
     needs: tuple[str, ...] = ()
+    teachers: tuple[Teacher, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,13 +118,15 @@ class Graph:
 @dataclass(frozen=True)
 class TaskFiles:
     """What planning knows of a task's data: a content hash per local file and a name with its commit per set of the
-    hub, by split, whether the task reads pairs, and a content hash per file of soft labels.
+    hub, by split, whether the task reads pairs, a content hash per file of soft labels, and what identifies each
+    foreign teacher, by the name that the task's file has for it.
     """
 
     hashes: dict[str, str]
     sets: dict[str, str]
     pairs: bool
     soft: list[str]
+    foreign: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, root: Path, name: str, settings: TaskSettings, cache: Path, commits: Commits) -> TaskFiles:
@@ -133,10 +149,12 @@ class TaskFiles:
             for file, path in soft.items()
             if not path.is_file()
         ]
-        if missing:
-            raise ProjectError(missing)
+        found, wrong = foreign_teachers(root, name, settings, cache)
+        if missing or wrong:
+            raise ProjectError([*missing, *wrong])
         by_split = {split: hashes[str(path)] for split, path in files.items()}
-        return cls(by_split, sets, pairs, list(hash_files(soft.values(), cache).values()))
+        foreign = {teacher: one.content for teacher, one in found.items()}
+        return cls(by_split, sets, pairs, list(hash_files(soft.values(), cache).values()), foreign)
 
 
 def graph(files: ProjectFiles, source: Source, tasks: Mapping[str, TaskFiles]) -> Graph:
@@ -144,15 +162,31 @@ def graph(files: ProjectFiles, source: Source, tasks: Mapping[str, TaskFiles]) -
 
     Raises ProjectError where the grid of any task does not fit the encoder.
     """
-    problems = list(_misfits(files, source))
+    problems = list(misfits(files, source))
     if problems:
         raise ProjectError(problems)
     stages: dict[str, Stage] = {}
     exits: dict[str, Stage] = {}
     for name, data in tasks.items():
-        for stage in _task_stages(name, files.tasks[name], files, source, data):
+        for stage in _after_needs(_task_stages(name, files.tasks[name], files, source, data)):
             (exits if stage.kind is StageKind.EXITS else stages)[stage.id] = stage
     return Graph(stages, exits)
+
+
+def _after_needs(stages: Iterable[Stage]) -> Iterator[Stage]:
+    """The stages in the same order, but none before those that it needs: a student may have a later L to teach it."""
+    by_id = {stage.id: stage for stage in stages}
+    given: set[str] = set()
+
+    def give(stage: Stage) -> Iterator[Stage]:
+        if stage.id not in given:
+            given.add(stage.id)
+            for need in stage.needs:
+                yield from give(by_id[need])
+            yield stage
+
+    for stage in by_id.values():
+        yield from give(stage)
 
 
 def readings(settings: TaskSettings, pairs: bool) -> list[str]:
@@ -164,56 +198,6 @@ def readings(settings: TaskSettings, pairs: bool) -> list[str]:
 
 def _of_pairs(settings: TaskSettings, asked: Sequence[str]) -> list[str]:
     return [reading for reading in asked if settings.kind is not Kind.TAGGING or reading == "joint"] or ["joint"]
-
-
-def _misfits(files: ProjectFiles, source: Source) -> Iterator[Problem]:
-    if files.settings.cost.tokens > source.max_positions:
-        yield Problem(
-            "project.toml",
-            "cost.tokens",
-            "more tokens than the encoder reads",
-            found=str(files.settings.cost.tokens),
-            allowed=f"at most {source.max_positions} ({source.name})",
-        )
-    reason = no_openvino(source.family)
-    if files.settings.cost.engine == "openvino" and reason is not None:
-        yield Problem("project.toml", "cost.engine", reason, found="openvino", allowed='"torch" or "auto"')
-    for name, settings in files.tasks.items():
-        file = f"tasks/{name}.toml"
-        for layers in settings.tune.layers:
-            if layers > source.depth:
-                yield Problem(
-                    file,
-                    "tune.layers",
-                    "more layers than the encoder has",
-                    found=str(layers),
-                    allowed=f"1 to {source.depth} ({source.name} has {source.depth} layers)",
-                )
-        for depth in settings.exits.depths:
-            if depth >= source.depth:
-                yield Problem(
-                    file,
-                    "exits.depths",
-                    "no exit stands so deep, since all of an encoder's layers have been run there",
-                    found=str(depth),
-                    allowed=f"below {source.depth} ({source.name} has {source.depth} layers)",
-                )
-        if any(settings.distill.latents) and source.family not in LATENTS:
-            yield Problem(
-                file,
-                "distill.latents",
-                f"layers of {source.family} cannot be trained for latents",
-                found=str(settings.distill.latents),
-                allowed=f"0, or an encoder of {', '.join(LATENTS)}",
-            )
-        if settings.max_tokens > source.max_positions:
-            yield Problem(
-                file,
-                "max_tokens",
-                "more tokens than the encoder reads",
-                found=str(settings.max_tokens),
-                allowed=f"at most {source.max_positions} ({source.name})",
-            )
 
 
 def _task_stages(
@@ -230,6 +214,8 @@ def _task_stages(
     )
     yield prepare
     project = files.settings
+    if settings.distill.layers:
+        yield from _teach(name, settings, data, prepare)
     for seed in range(project.seed, project.seed + project.search.seeds):
         common = {
             "task": name,  # a branch file carries its task's name
@@ -256,7 +242,7 @@ def _task_stages(
                     },
                     (prepare.id,),
                 )
-                for candidate in (tune, *_students(name, settings, common, reading, tune, full[0], data.soft)):
+                for candidate in (tune, *_students(name, settings, common, reading, tune, full[0], data)):
                     yield candidate
                     if settings.exits.enabled:
                         yield _exits(candidate, common, settings.exits, project.cost)
@@ -278,6 +264,23 @@ def _full(name: str, settings: TaskSettings, common: dict[str, Any], pairs: bool
             )
 
 
+def _teach(name: str, settings: TaskSettings, data: TaskFiles, prepare: Stage) -> Iterator[Stage]:
+    """A stage for each foreign teacher, whose students all read what it says once."""
+    for teacher, content in data.foreign.items():
+        labels = settings.distill.label_maps.get(teacher, {})
+        yield Stage(
+            teach_id(name, teacher),
+            StageKind.TEACH,
+            name,
+            {
+                "teacher": content,
+                **({"label_map": labels} if labels else {}),
+                **({"max_tokens": settings.max_tokens} if isinstance(foreign(teacher), Elsewhere) else {}),
+            },
+            (prepare.id,),
+        )
+
+
 def _students(
     name: str,
     settings: TaskSettings,
@@ -285,25 +288,22 @@ def _students(
     reading: str,
     tune: Stage,
     full: Stage,
-    soft: list[str],
+    data: TaskFiles,
 ) -> Iterator[Stage]:
     distill = settings.distill
-    # A file counts by what is in it: moving it changes nothing.
-    own = {name for name in distill.teachers if name in OWN}
-    teachers = sorted(own | {f"{FILE}{Path(path).stem}" for path in settings.soft_files})
+    teachers = teachers_of(name, settings, tune.id, full.id)
     tuned = int(tune.fields["layers"])
     for layers in sorted(set(distill.layers)):
-        if layers > tuned or (layers == tuned and not distill.taught_by_others):
+        if layers > tuned or (layers == tuned and all(teacher.stage == tune.id for teacher in teachers)):
             continue  # a student is smaller than its own teacher (Wei et al., l < L)
         few = distill.latents if layers and settings.kind is not Kind.TAGGING else [0]
         # A head alone starts afresh or as its teacher's, whatever else is asked for.
         starts = distill.init if layers else sorted({"trunk" if one == "random" else one for one in distill.init})
-        for init, latents, temperature, weight in product(starts, few, distill.temperature, distill.gold_weight):
+        for init, latents, way in product(starts, few, ways(distill, settings.kind, teachers)):
             size = f"L{tuned}-l{layers}" + (f"-m{latents}" if latents else "")
-            searched = f"/T{temperature:g}" if len(distill.temperature) > 1 else ""
-            searched += f"/g{weight:g}" if len(distill.gold_weight) > 1 else ""
+            called = sorted({teacher.called for teacher in teachers})
             yield Stage(
-                f"{name}/distill/{reading}/{size}/{init}/{'+'.join(teachers)}{searched}/s{common['seed']}",
+                f"{name}/distill/{reading}/{size}/{init}/{'+'.join(called)}{way.searched(distill)}/s{common['seed']}",
                 StageKind.DISTILL,
                 name,
                 {
@@ -313,16 +313,18 @@ def _students(
                     "layers": layers,
                     "init": init,
                     **({"latents": latents, "crossing": min(distill.crossing, layers)} if latents else {}),
-                    "teachers": teachers,
-                    **({"soft": sorted(soft)} if soft else {}),
+                    "teachers": called,
+                    **({"soft": sorted(data.soft)} if data.soft else {}),
+                    **way.fields,
                     "schedule": {
-                        **distill.model_dump(mode="json", exclude=_GRID),
-                        "temperature": temperature,
-                        "gold_weight": weight,
+                        **distill.model_dump(mode="json", exclude=GRID),
+                        "temperature": way.temperature,
+                        "gold_weight": way.gold_weight,
                     },
                 },
                 # The tuned layers always take part: the student starts from them or reads at their fork.
-                (tune.id, full.id) if "full" in teachers else (tune.id,),
+                tuple(dict.fromkeys([tune.id, *(one.stage for one in teachers if one.stage is not None)])),
+                teachers,
             )
 
 

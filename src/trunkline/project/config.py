@@ -10,19 +10,30 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field
 
 from trunkline.project.speed import Rule
 from trunkline.project.tasks import DEFAULT_METRIC, Kind
+from trunkline.project.teachers import soft_file
+from trunkline.project.values import (
+    HUB_FORM,
+    Distinct,
+    LabelMaps,
+    Layers,
+    Modes,
+    Rate,
+    Readings,
+    Searched,
+    Seed,
+    Source,
+    Teacher,
+    Text,
+    Weights,
+)
 
 TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-HUB_NAME = re.compile(
-    r"hub:(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[^#:@]+))?(?:@(?P<revision>[^#@\s]+))?#(?P<split>.+)"
-)
-HUB_FORM = '"hub:owner/name[:config][@revision]#split"'
 REPORTED = ("dev", "test")
 SPLITS = ("train", "valid", *REPORTED)
 
@@ -31,56 +42,6 @@ class Settings(BaseModel):
     """One table of a file: typed, frozen, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-def _listed(value: Any) -> Any:
-    """`layers = 2` means `layers = [2]`."""
-    return value if isinstance(value, list) else [value]
-
-
-def _distinct(values: list[Any]) -> list[Any]:
-    twice = next((value for place, value in enumerate(values) if value in values[:place]), None)
-    if twice is not None:
-        raise PydanticCustomError("twice", "'{value}' stands there twice", {"value": str(twice)})
-    return values
-
-
-def _source(value: str) -> str:
-    if value.startswith("hub:") and not HUB_NAME.fullmatch(value):
-        raise PydanticCustomError("hub_name", "not a hub name", {})
-    if not value.strip() or "\0" in value:
-        raise PydanticCustomError("path", "not a path", {})
-    return value
-
-
-OWN = ("self", "full")
-"""Teachers that a task trains itself."""
-FILE = "file:"
-"""What stands before the path of a file of soft labels."""
-
-
-def _teacher(value: str) -> str:
-    path = value.removeprefix(FILE)
-    if value not in OWN and (path == value or not path.strip() or "\0" in path):
-        raise PydanticCustomError("teacher", "not a teacher", {})
-    return value
-
-
-def _filled(value: str) -> str:
-    if not value.strip():
-        raise PydanticCustomError("empty", "empty", {})
-    return value
-
-
-Text = Annotated[str, AfterValidator(_filled), "text"]
-Searched = BeforeValidator(_listed)
-Distinct = AfterValidator(_distinct)
-Layers = Annotated[list[Annotated[int, Field(ge=1)]], Searched, Distinct]
-Source = Annotated[str, AfterValidator(_source), f"a path from the project's folder, or {HUB_FORM}"]
-Teacher = Annotated[str, AfterValidator(_teacher), '"self", "full" or "file:" and a path from the project\'s folder']
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Rate = Annotated[float, Field(gt=0, le=1)]
-Readings = Annotated[list[Literal["joint", "separate"]], Searched, Distinct, Field(min_length=1)]
 
 
 class BudgetSettings(Settings):
@@ -282,8 +243,8 @@ class DistillSettings(TrainSettings):
     learning_rate: Rate = Field(default=2e-4, description="Peak learning rate.")
     layers: Annotated[list[Annotated[int, Field(ge=0)]], Searched, Distinct] = Field(
         default=[1, 2],
-        description="l, searched: each is used with every larger L, and with an equal one where `full` teaches; 0 is a "
-        "head alone, an empty list: none.",
+        description="l, searched: each is used with every larger L, and with an equal one where another teaches; 0 is "
+        "a head alone, an empty list: none.",
     )
     latents: Annotated[list[Annotated[int, Field(ge=0, le=64)]], Searched, Distinct, Field(min_length=1)] = Field(
         default=[0],
@@ -295,8 +256,29 @@ class DistillSettings(TrainSettings):
     )
     teachers: Annotated[list[Teacher], Searched, Distinct, Field(min_length=1)] = Field(
         default=["self"],
-        description="Whose logits the student learns, the mean of all: `self` the tuned layers, `full` the full model, "
-        "`file:PATH` [soft labels](teachers.md) of the train rows from anywhere.",
+        description="Whose logits the student learns: `self` the tuned layers that it starts from, `tune:L` others, "
+        "`full` the full model (each also with `@SEED`), `path:FOLDER` or `hub:OWNER/NAME` a fine-tuned classifier, "
+        "`project:FOLDER#TASK` a task of another project's release, `file:PATH` [soft labels](teachers.md) from "
+        "anywhere.",
+    )
+    mode: Modes = Field(
+        default=["mean"],
+        description="How several teach together, searched: the `mean` of what each softens to, `mean_logits` that of "
+        "their logits, `heads` one head for each and one for the labels, merged into one at the end, `best` for each "
+        "row the one nearest to its label.",
+    )
+    loss: Annotated[list[Literal["kl", "mse"]], Searched, Distinct, Field(min_length=1)] = Field(
+        default=["kl"],
+        description="Distance from a teacher, searched: `kl` cross entropy with what it softens to, `mse` squared "
+        "distance; regression knows the latter alone.",
+    )
+    weights: Weights = Field(
+        default={}, description="How much a teacher counts against the others, searched; 1 where nothing is said."
+    )
+    label_maps: LabelMaps = Field(
+        default={},
+        description="What labels of a foreign teacher are called in the task, where not the same; several may become "
+        'one, and `""` stands for what the task does not have.',
     )
     init: Annotated[list[Literal["teacher", "trunk", "random"]], Searched, Distinct, Field(min_length=1)] = Field(
         default=["teacher"],
@@ -362,7 +344,7 @@ class TaskSettings(Settings):
     @property
     def soft_files(self) -> list[str]:
         """The files that hold teachers' soft labels."""
-        return [name.removeprefix(FILE) for name in self.distill.teachers if name.startswith(FILE)]
+        return [path for name in self.distill.teachers if (path := soft_file(name)) is not None]
 
     @property
     def primary_metric(self) -> str:

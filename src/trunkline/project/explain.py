@@ -136,10 +136,14 @@ def _said(fault: Mapping[str, Any]) -> str:
 
 
 def _field(model: type[BaseModel], keys: Sequence[str]) -> tuple[type[BaseModel], FieldInfo | None]:
-    """The table that holds the last key, and the key's field where there is one."""
+    """The table that holds the last key, and the key's field where there is one; in a table whose keys are the user's
+    own, that of the table.
+    """
     owner: type[BaseModel] = model
     field: FieldInfo | None = None
     for key in keys:
+        if field is not None and get_origin(field.annotation) is dict:
+            break
         if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             owner = field.annotation
         field = owner.model_fields.get(key)

@@ -18,6 +18,7 @@ from trunkline.errors import Problem
 from trunkline.project.config import SPLITS, TASK_NAME, ProjectFiles, ProjectSettings, Settings, TaskSettings
 from trunkline.project.explain import explain, quoted, show
 from trunkline.project.tasks import METRICS, NEEDS_POSITIVE, Kind
+from trunkline.project.teachers import called, foreign, own, soft_file
 
 PROJECT_FILE = "project.toml"
 TASKS_FOLDER = "tasks"
@@ -225,7 +226,28 @@ def _contradictions(root: Path, settings: TaskSettings, wrong: Collection[str]) 
                     str(count),
                     f"at most {most} (tune.layers = {settings.tune.layers})",
                 )
+    if not {"distill.teachers", "distill"} & set(wrong):
+        yield from _teacher_rules(settings, wrong)
     yield from _same_files(root, settings)
+
+
+def _teacher_rules(settings: TaskSettings, wrong: Collection[str]) -> Iterator[Contradiction]:
+    distill = settings.distill
+    teachers, elsewhere = distill.teachers, [name for name in distill.teachers if foreign(name)]
+    for table, known in (("weights", teachers), ("label_maps", elsewhere)):
+        for name in getattr(distill, table):
+            if name not in known:
+                what = "no such teacher" if name not in teachers else "has the task's labels"
+                yield f'distill.{table}."{name}"', what, show(name), quoted(known) or "none: no teacher is foreign"
+    if not {"tune.layers", "tune"} & set(wrong):
+        for name in teachers:
+            found = own(name)
+            if found is not None and found.layers is not None and found.layers not in settings.tune.layers:
+                allowed = ", ".join(f"tune:{layers}" for layers in sorted(settings.tune.layers))
+                yield "distill.teachers", "nothing is tuned so", show(name), f"{allowed} (tune.layers)"
+    names = [called(name) for name in teachers if distill.weights or soft_file(name) is None]
+    if alike := sorted({name for name in names if names.count(name) > 1}):
+        yield "distill.teachers", "several teachers are called alike", quoted(alike), "names that differ at their end"
 
 
 def _label_rules(settings: TaskSettings) -> Iterator[Contradiction]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trunkline.errors import MissingExtra, Problem
-from trunkline.project.config import HUB_NAME
 from trunkline.project.explain import show
+from trunkline.project.values import HUB_NAME
 
 # 16 digits: what the library calls the version of a folder that it takes for a set.
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{16}")

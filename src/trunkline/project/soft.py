@@ -45,18 +45,6 @@ Row = NDArray[np.float64]
 Key = tuple[str, ...]
 
 
-def check_soft(files: ProjectFiles, data: Mapping[str, TaskData]) -> None:
-    """Raises ProjectError with all that is wrong with the files that teach these tasks."""
-    problems: list[Problem] = []
-    for task, found in data.items():
-        try:
-            soft_labels(files, task, found)
-        except ProjectError as error:
-            problems += error.problems
-    if problems:
-        raise ProjectError(problems)
-
-
 def soft_labels(files: ProjectFiles, task: str, data: TaskData) -> list[list[Row]]:
     """What each file that teaches a task says of its train rows; see `read_soft`. Raises ProjectError with all that is
     wrong with any of them.

@@ -23,10 +23,11 @@ from trunkline.model.encoders import Encoder
 from trunkline.model.tokens import TokenRow
 from trunkline.project.data import TaskData
 from trunkline.project.tasks import Kind
-from trunkline.training.candidates import Report, SoftLoss, distilled, gold
+from trunkline.training.candidates import Report
 from trunkline.training.loop import BatchRows, Epochs, Outcome, Schedule, fit
 from trunkline.training.masking import MaskedWords
 from trunkline.training.material import FIT, Examples, Logits, TaskMaterial
+from trunkline.training.teaching import SoftLoss, Teaching, distilled, gold
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ def _epochs_of(words: MaskedWords | None, schedule: Schedule) -> Epochs | None:
 def _loss(part: Part, branch: Branch, temperature: float, gold_weight: float) -> SoftLoss:
     if part.soft is None:
         return gold(part.material, branch)
-    return distilled(part.material, branch, [part.soft], temperature, gold_weight)
+    return distilled(part.material, branch, [part.soft], Teaching(temperature, gold_weight))
 
 
 def _top(module: ManyHeads, name: str, examples: Examples, depth: int) -> Callable[[BatchRows], Tensor]:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,14 +20,13 @@ from trunkline.model.encoders import Encoder
 from trunkline.model.heads import Pooling
 from trunkline.project.config import TrainSettings
 from trunkline.project.tasks import Kind
+from trunkline.project.teachers import Mode
 from trunkline.training.calibration import Calibration, calibrate
 from trunkline.training.loop import BatchRows, Epochs, Outcome, Progress, Schedule, fit
-from trunkline.training.losses import IGNORE, gold_loss, soften, teacher_loss
 from trunkline.training.material import FIT, Examples, Logits, TaskMaterial
+from trunkline.training.teaching import SoftLoss, Teaching, distilled, gold, merge_heads, separate_heads
 
 Report = Callable[[Progress], None]
-SoftLoss = Callable[[BatchRows, Tensor, Tensor], Tensor]
-"""(row numbers, logits, gold targets) -> loss."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +121,7 @@ def train_student(
     checkpoint: Path,
     report: Report,
     *,
-    temperature: float,
-    gold_weight: float,
+    teaching: Teaching,
     latents: int = 0,
     crossing: int = 1,
 ) -> Trained:
@@ -143,8 +140,10 @@ def train_student(
         for name, tensor in student.state_dict().items():
             if name in weights and weights[name].shape == tensor.shape:  # latents have another pooler
                 tensor.copy_(weights[name])
-    loss = distilled(material, student, soft, temperature, gold_weight)
-    return _train_branch(material, student, schedule, checkpoint, report, loss)
+    if teaching.mode is Mode.HEADS:
+        separate_heads(student, teaching.heads(len(soft)))
+    loss = distilled(material, student, soft, teaching)
+    return _train_branch(material, student, schedule, checkpoint, report, loss, finish=lambda: merge_heads(student))
 
 
 def train_logits(material: TaskMaterial, branch: Branch, encoder: Encoder | None) -> Logits:
@@ -180,9 +179,11 @@ def train(
     checkpoint: Path,
     report: Report,
     loss: SoftLoss,
+    *,
+    finish: Callable[[], None] = lambda: None,
 ) -> Trained:
-    """Train what `module(FIT)` holds, `branch` among it, and score `module(pool)` on every split: a module of a pool
-    takes numbers of its rows and gives their logits.
+    """Train what `module(FIT)` holds, `branch` among it, `finish` it, and score `module(pool)` on every split: a module
+    of a pool takes numbers of its rows and gives their logits.
     """
     examples = material.examples(FIT, branch.spec.reading)
     fitted, rows, valid = module(FIT), material.data.train, material.data.valid
@@ -206,6 +207,7 @@ def train(
         checkpoint=checkpoint,
         report=report,
     )
+    finish()
     metrics, scored = {}, {}
     for split, (pool, picks) in material.splits().items():
         seen = material.examples(pool, branch.spec.reading)
@@ -216,44 +218,21 @@ def train(
 
 
 def _train_branch(
-    material: TaskMaterial, branch: Branch, schedule: Schedule, checkpoint: Path, report: Report, loss: SoftLoss
+    material: TaskMaterial,
+    branch: Branch,
+    schedule: Schedule,
+    checkpoint: Path,
+    report: Report,
+    loss: SoftLoss,
+    *,
+    finish: Callable[[], None] = lambda: None,
 ) -> Trained:
     branch.to(schedule.device)
-    trained = train(
-        material, branch, lambda pool: OverStates(material, branch, pool), schedule, checkpoint, report, loss
-    )
+
+    def module(pool: str) -> nn.Module:
+        return OverStates(material, branch, pool)
+
+    trained = train(material, branch, module, schedule, checkpoint, report, loss, finish=finish)
     if trained.calibration is not None:
         branch.spec = branch.spec.model_copy(update={"temperature": trained.calibration.temperature})
     return trained
-
-
-def gold(material: TaskMaterial, branch: Branch) -> SoftLoss:
-    """The loss of `branch` against the labels alone."""
-    return lambda _, logits, targets: gold_loss(material.kind, logits, targets, std=branch.spec.std)
-
-
-def distilled(
-    material: TaskMaterial, student: Branch, soft: Sequence[Logits], temperature: float, gold_weight: float
-) -> SoftLoss:
-    """Wei et al.'s loss against the mean of the softened teachers, plus gold."""
-    kind, examples = material.kind, material.examples(FIT, student.spec.reading)
-    # Per train row, (C,) or (words, C): the mean over teachers of what each one softens to.
-    per_teacher = [[soften(kind, torch.from_numpy(np.asarray(row)), temperature) for row in logits] for logits in soft]
-    taught = {int(row): torch.stack(each).mean(0) for row, *each in zip(material.data.train, *per_teacher, strict=True)}
-
-    def loss(rows: BatchRows, logits: Tensor, targets: Tensor) -> Tensor:
-        if kind is Kind.TAGGING:
-            aims = torch.zeros(logits.shape, dtype=torch.float32)
-            for i, row in enumerate(rows):
-                for first, aim in zip(examples.firsts[row], taught[int(row)], strict=True):
-                    if first is not None:
-                        aims[i, first] = aim
-            keep = targets != IGNORE
-        else:
-            aims = torch.stack([taught[int(row)] for row in rows])
-            keep = torch.ones(len(rows))
-        aims, keep = aims.to(logits.device), keep.to(logits.device)
-        aimed = teacher_loss(kind, logits.float(), aims, temperature, keep=keep, std=student.spec.std)
-        return aimed + gold_weight * gold_loss(kind, logits, targets, std=student.spec.std)
-
-    return loss

@@ -60,11 +60,11 @@ class Schedule:
 
 @dataclass
 class Progress:
-    """Where a run stands, for whoever shows it."""
+    """Where a run stands, for whoever shows it; there is no loss where nothing is trained."""
 
     step: int
     steps: int
-    loss: float
+    loss: float | None
     score: float | None
     seconds_left: float | None
 

@@ -1,8 +1,8 @@
 """Losses against gold labels and against teachers, per task kind.
 
 Knows logits and targets only. Sources: Wei et al. 2022, section 3.2, `T^2 * CE(softmax(z_t/T), z_s/T) + CE(gold)`; the
-per-label sigmoid form for multilabel and squared error for regression are the same idea for those outputs. The loss of
-exits: Liu et al. 2020 (FastBERT), section 3.2.2.
+per-label sigmoid form for multilabel and squared error for regression are the same idea for those outputs. Squared
+distance: Yang et al. 2020 (TMKD). The loss of exits: Liu et al. 2020 (FastBERT), section 3.2.2.
 
 Notation: B rows, C outputs, T tokens; tagging has logits (B, T, C) and targets (B, T), IGNORE where no word starts.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trunkline.project.tasks import Kind
+from trunkline.project.teachers import Match
 
 IGNORE = -100
 
@@ -42,12 +43,22 @@ def soften(kind: Kind, logits: Tensor, temperature: float) -> Tensor:
 
 
 def teacher_loss(
-    kind: Kind, logits: Tensor, soft: Tensor, temperature: float, *, keep: Tensor, std: float = 1.0
+    kind: Kind,
+    logits: Tensor,
+    soft: Tensor,
+    temperature: float,
+    *,
+    keep: Tensor,
+    std: float = 1.0,
+    match: Match = Match.KL,
 ) -> Tensor:
     """Mean loss against softened teacher outputs of the same shape as `logits`, scaled by T^2 where softened.
 
     `keep` (B,) or (B, T) is 1 where a prediction counts (tagging: where a word starts).
     """
+    if match is Match.MSE and kind is not Kind.REGRESSION:
+        off = (soften(kind, logits, temperature) - soft).square() * temperature**2
+        return _mean(off.mean(-1) if kind is Kind.MULTILABEL else off.sum(-1), keep)
     match kind:
         case Kind.MULTILABEL:
             each = (

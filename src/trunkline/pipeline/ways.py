@@ -1,0 +1,137 @@
+"""By whom, and in which ways, a student of a task may be taught: the part of the grid that is about teachers.
+
+Knows a task's settings and how stages are named; makes no stage and runs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from trunkline.project.config import DistillSettings, TaskSettings
+from trunkline.project.tasks import Kind
+from trunkline.project.teachers import Match, Mode, called, foreign, own, soft_file
+
+if TYPE_CHECKING:
+    from trunkline.training.teaching import Teaching
+
+GRID = {
+    *("layers", "teachers", "init", "latents", "crossing", "temperature", "gold_weight"),
+    *("mode", "loss", "weights", "label_maps"),
+}
+"""Keys of `[distill]` that are no part of the training schedule."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """One teacher of a student: what it is called, and where what it says is found: at a stage, or in a file."""
+
+    called: str
+    stage: str | None = None
+    file: str | None = None
+
+
+def teach_id(task: str, teacher: str) -> str:
+    """The id of the stage that asks a foreign teacher, by its name in the task's file."""
+    return f"{task}/teach/{called(teacher)}"
+
+
+def teachers_of(task: str, settings: TaskSettings, tune: str, full: str) -> tuple[Teacher, ...]:
+    """The teachers of a student that starts from the stage `tune`, beside which the full model is the stage `full`.
+
+    In an order that the file does not change but for files; a model that two names stand for counts once.
+    """
+    names = settings.distill.teachers
+    elsewhere = sorted((name for name in names if foreign(name)), key=called)
+    stages: dict[str, str] = {}
+    for name in sorted((name for name in names if own(name)), key=lambda name: (name != "self", name != "full", name)):
+        stages.setdefault(_own_stage(name, tune, full), name)
+    return (
+        *(Teacher(name, stage=stage) for stage, name in stages.items()),
+        *(Teacher(called(name), stage=teach_id(task, name)) for name in elsewhere),
+        *(Teacher(called(name), file=file) for name in names if (file := soft_file(name))),
+    )
+
+
+def _own_stage(name: str, tune: str, full: str) -> str:
+    asked = own(name)
+    if asked is None:
+        raise AssertionError(f"not a teacher of the task's own: {name}")
+    stem, seed = (full if asked.full else tune).rsplit("/", 1)
+    if asked.layers is not None:
+        stem = f"{stem.rsplit('/', 1)[0]}/L{asked.layers}"
+    return f"{stem}/{seed if asked.seed is None else f's{asked.seed}'}"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to teach a student; `weights` are those that are not 1, by what the teachers are called."""
+
+    temperature: float
+    gold_weight: float
+    mode: Mode
+    match: Match
+    weights: tuple[tuple[str, float], ...]
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What a stage reads of it: what is usual is left out."""
+        return {
+            **({"mode": self.mode.value} if self.mode is not Mode.MEAN else {}),
+            **({"loss": self.match.value} if self.match is not Match.KL else {}),
+            **({"weights": dict(self.weights)} if self.weights else {}),
+        }
+
+    def searched(self, distill: DistillSettings) -> str:
+        """The part of a stage's id that tells it from the other ways that are searched."""
+        weights = dict(self.weights)
+        several = sorted(called(name) for name, each in distill.weights.items() if len(each) > 1)
+        varied = [f"{weights.get(name, 1.0):g}" for name in several]
+        return "".join(
+            [
+                f"/T{self.temperature:g}" if len(distill.temperature) > 1 else "",
+                f"/g{self.gold_weight:g}" if len(distill.gold_weight) > 1 else "",
+                f"/{self.mode}" if len(distill.mode) > 1 else "",
+                f"/{self.match}" if len(distill.loss) > 1 else "",
+                f"/w{'+'.join(varied)}" if varied else "",
+            ]
+        )
+
+
+def ways(distill: DistillSettings, kind: Kind, teachers: tuple[Teacher, ...]) -> list[Way]:
+    """The ways that are searched, each once: what makes no difference for a kind, or for one teacher, is not."""
+    return list(dict.fromkeys(_ways(distill, kind, teachers)))
+
+
+def _ways(distill: DistillSettings, kind: Kind, teachers: tuple[Teacher, ...]) -> Iterator[Way]:
+    numbers = kind is Kind.REGRESSION
+    taught_by = {teacher.called for teacher in teachers}
+    weighed = {called(name): each for name, each in distill.weights.items() if called(name) in taught_by}
+    weightings = list(product(*weighed.values())) if len(teachers) > 1 else [()]
+    for temperature, gold_weight, mode, loss, weights in product(
+        distill.temperature, distill.gold_weight, map(Mode, distill.mode), map(Match, distill.loss), weightings
+    ):
+        same = (numbers and mode is Mode.MEAN_LOGITS) or (len(teachers) == 1 and mode is not Mode.HEADS)
+        yield Way(
+            temperature,
+            gold_weight,
+            Mode.MEAN if same else mode,
+            Match.KL if numbers else Match(loss),
+            tuple(sorted((name, weight) for name, weight in zip(weighed, weights, strict=False) if weight != 1)),
+        )
+
+
+def teaching_of(fields: Mapping[str, Any], teachers: Sequence[Teacher]) -> Teaching:
+    """What a student's stage says of how these teachers teach it."""
+    from trunkline.training.teaching import Teaching
+
+    weights = fields.get("weights", {})
+    return Teaching(
+        temperature=fields["schedule"]["temperature"],
+        gold_weight=fields["schedule"]["gold_weight"],
+        mode=Mode(fields.get("mode", Mode.MEAN)),
+        match=Match(fields.get("loss", Match.KL)),
+        weights=tuple(weights.get(teacher.called, 1.0) for teacher in teachers) if weights else (),
+    )

@@ -1,0 +1,170 @@
+"""What a student learns from: the labels, and the logits of teachers that teach together in one of four modes.
+
+Knows logits and losses; not who a teacher is, nor how a student is made. Sources: Wei et al. 2022, section 3.2 (one
+teacher); Yang et al. 2019 (MKDM), a head for each teacher and one for the labels, whose mean answers; Yang et al. 2020
+(TMKD), squared error in place of cross entropy.
+
+Notation: B rows, T tokens, C outputs, K teachers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trunkline.model.branch import Branch
+from trunkline.project.tasks import Kind
+from trunkline.project.teachers import Match, Mode
+from trunkline.training.loop import BatchRows
+from trunkline.training.losses import IGNORE, gold_loss, soften, teacher_loss
+from trunkline.training.material import FIT, Examples, Logits, TaskMaterial
+
+SoftLoss = Callable[[BatchRows, Tensor, Tensor], Tensor]
+"""(row numbers, logits, gold targets) -> loss."""
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How a student is taught. `weights` are those of the teachers in their order, on any scale; without, all count
+    alike.
+    """
+
+    temperature: float
+    gold_weight: float
+    mode: Mode = Mode.MEAN
+    match: Match = Match.KL
+    weights: tuple[float, ...] = ()
+
+    def weights_of(self, teachers: int) -> Tensor:
+        """The weights of so many teachers, (K,)."""
+        return torch.tensor(self.weights or (1.0,) * teachers)
+
+    def heads(self, teachers: int) -> int:
+        """How many heads a student of so many teachers has while it learns: one, or one for each and for the labels."""
+        return teachers + (self.gold_weight > 0) if self.mode is Mode.HEADS else 1
+
+
+class SeparateHeads(nn.Module):
+    """Output layers side by side on one pooled state, each at first a copy of `output`.
+
+    While training, forward gives the logits of all, (..., heads * C); else their mean, (..., C).
+    """
+
+    def __init__(self, output: nn.Linear, heads: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(copy.deepcopy(output) for _ in range(heads))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        each = [head(pooled) for head in self.heads]
+        return torch.cat(each, dim=-1) if self.training else torch.stack(each).mean(0)
+
+    def merged(self) -> nn.Linear:
+        """The one output layer whose logits are the mean of all: a mean of linear maps is linear."""
+        one: nn.Linear = copy.deepcopy(self.heads[0])  # type: ignore[assignment]
+        with torch.no_grad():
+            for name, parameter in one.named_parameters():
+                parameter.copy_(torch.stack([head.get_parameter(name) for head in self.heads]).mean(0))
+        return one
+
+
+def separate_heads(branch: Branch, heads: int) -> None:
+    """Give a branch that is about to learn so many output layers in place of its one."""
+    branch.head.register_module("output", SeparateHeads(branch.head.output, heads))
+
+
+def merge_heads(branch: Branch) -> None:
+    """Give a branch that learned with `SeparateHeads` the one output layer that answers as they do."""
+    separate: nn.Module = branch.head.output
+    if isinstance(separate, SeparateHeads):
+        branch.head.output = separate.merged()
+
+
+def gold(material: TaskMaterial, branch: Branch) -> SoftLoss:
+    """The loss of `branch` against the labels alone."""
+    return lambda _, logits, targets: gold_loss(material.kind, logits, targets, std=branch.spec.std)
+
+
+def distilled(material: TaskMaterial, student: Branch, soft: Sequence[Logits], teaching: Teaching) -> SoftLoss:
+    """The loss of `student` against its teachers, whose logits of the train rows, in order, are `soft`, and the labels.
+
+    Where the teaching asks for several heads, the logits that it is given are those of `SeparateHeads`: first that of
+    the labels, if they count, then one for each teacher.
+    """
+    kind, std, examples = material.kind, student.spec.std, material.examples(FIT, student.spec.reading)
+    weights = teaching.weights_of(len(soft))
+    if teaching.mode is Mode.HEADS:
+        shares = (weights / weights.sum()).tolist()
+        aims = [_softened(material, one, teaching.temperature) for one in soft]
+    else:
+        shares = [1.0]
+        aims = [_combined(material, examples, soft, teaching)]
+    heads = teaching.heads(len(soft))
+
+    def loss(rows: BatchRows, logits: Tensor, targets: Tensor) -> Tensor:
+        parts = logits.chunk(heads, dim=-1)
+        total = teaching.gold_weight * gold_loss(kind, parts[0], targets, std=std)
+        keep = (targets != IGNORE) if kind is Kind.TAGGING else torch.ones(len(rows), device=logits.device)
+        for part, aim, share in zip(parts[-len(aims) :], aims, shares, strict=True):
+            wanted = _batch(examples, aim, rows, part).to(logits.device)
+            total = total + share * teacher_loss(
+                kind, part.float(), wanted, teaching.temperature, keep=keep, std=std, match=teaching.match
+            )
+        return total
+
+    return loss
+
+
+Aims = dict[int, Tensor]
+"""Per train row, what a head is held to: (C,), or (words, C) for tagging."""
+
+
+def _softened(material: TaskMaterial, logits: Logits, temperature: float) -> Aims:
+    return {
+        int(row): soften(material.kind, torch.from_numpy(np.asarray(values)), temperature)
+        for row, values in zip(material.data.train, logits, strict=True)
+    }
+
+
+def _combined(material: TaskMaterial, examples: Examples, soft: Sequence[Logits], teaching: Teaching) -> Aims:
+    """What teachers say together, in the modes with one head."""
+    kind, weights = material.kind, teaching.weights_of(len(soft))
+    found = {}
+    for row, *values in zip(material.data.train, *soft, strict=True):
+        each = torch.stack([torch.from_numpy(np.asarray(value)) for value in values])  # (K, C) or (K, words, C)
+        counted = weights
+        if teaching.mode is Mode.MEAN_LOGITS:
+            found[int(row)] = soften(kind, _mean(each, counted), teaching.temperature)
+            continue
+        if teaching.mode is Mode.BEST:
+            target = torch.as_tensor(examples.targets[int(row)])
+            losses = torch.stack([gold_loss(kind, *_alone(kind, one, target)) for one in each]).nan_to_num()  # (K,)
+            counted = weights * (losses <= losses.min())
+        found[int(row)] = _mean(soften(kind, each, teaching.temperature), counted)
+    return found
+
+
+def _alone(kind: Kind, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and target of one row as a batch: of a tagging row, its words are one already."""
+    return (logits, target) if kind is Kind.TAGGING else (logits[None], target[None])
+
+
+def _mean(each: Tensor, weights: Tensor) -> Tensor:
+    """The weighted mean over teachers: (K, ...) -> (...)."""
+    return (each * weights.view(-1, *[1] * (each.ndim - 1))).sum(0) / weights.sum()
+
+
+def _batch(examples: Examples, aims: Aims, rows: BatchRows, logits: Tensor) -> Tensor:
+    """What these rows are held to, in the shape of `logits`: (B, C), or (B, T, C) with zeros where no word starts."""
+    if examples.kind is not Kind.TAGGING:
+        return torch.stack([aims[int(row)] for row in rows])
+    batch = torch.zeros(logits.shape, dtype=torch.float32)
+    for place, row in enumerate(rows):
+        for first, aim in zip(examples.firsts[row], aims[int(row)], strict=True):
+            if first is not None:
+                batch[place, first] = aim
+    return batch

@@ -1,0 +1,364 @@
+"""Teachers of any origin, from a project's files to a release: found by content, asked once, taught in every mode."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from foreign import tiny_classifier
+from projects import SORTS, Heard, write_project, write_settings, write_task
+from safetensors.torch import load_file, save_file
+
+from trunkline.bundle import Bundle
+from trunkline.bundle.merge import merge
+from trunkline.engine import Input
+from trunkline.errors import ProjectError
+from trunkline.model.source import Source
+from trunkline.pipeline.execute import LOGITS
+from trunkline.pipeline.foreign import load_logits
+from trunkline.pipeline.project import Project
+from trunkline.pipeline.stages import TaskFiles, graph
+from trunkline.project.config import load_files
+from trunkline.project.tasks import Kind, probabilities
+
+LABELS = ("alarm", "music", "weather")
+BIG = "path:../models/big"
+
+
+def project(tmp_path: Path, encoder: Path, task: str = "intent", **distill: Any) -> Path:
+    keys = {**SORTS[task], "tune": {"layers": [1]}, "distill": {"teachers": BIG, **distill}}
+    return write_project(tmp_path / "project", {task: keys}, encoder=encoder)
+
+
+def rewrite(root: Path, task: str = "intent", **distill: Any) -> None:
+    write_task(root, task, **SORTS[task], tune={"layers": [1]}, distill={"teachers": BIG, **distill})
+
+
+def said(root: Path) -> Any:
+    """Logits of the one foreign teacher of a project for the train rows, as its students read them."""
+    made = Project.load(root)
+    [id] = [stage.id for stage in made.graph.stages.values() if stage.kind == "teach"]
+    made.train([id])
+    return load_logits(made.store.stages / made.graph.keys[id] / LOGITS)
+
+
+def shares(root: Path) -> np.ndarray:
+    """Probabilities of a classification task that its one foreign teacher gives."""
+    return probabilities(Kind.CLASSIFICATION, np.asarray(said(root)))
+
+
+def problems(root: Path) -> list[str]:
+    with pytest.raises(ProjectError) as caught:
+        Project.load(root).check()
+    return [f"{problem.where}: {problem.message}" for problem in caught.value.problems]
+
+
+def test_stages_of_projects_that_use_none_of_this_keep_their_keys(tmp_path: Path) -> None:
+    """Literal keys, computed before foreign teachers and modes existed: stores of finished stages stay of use."""
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "project.toml").write_text("seed = 13\n")
+    (tmp_path / "tasks" / "intent.toml").write_text(
+        'kind = "classification"\nmax_tokens = 32\ndata.train = "intent.jsonl"\ntune.layers = [2, 3]\n'
+        '[distill]\nlayers = [1, 2]\nteachers = ["self", "full", "file:soft/llm.jsonl"]\n'
+        "temperature = [1.0, 2.0]\nlatents = [0, 4]\n"
+    )
+    (tmp_path / "tasks" / "same.toml").write_text(
+        'kind = "regression"\npair = ["joint", "separate"]\ndata.train = "same.csv"\ndata.test = "test.csv"\n'
+    )
+    source = Source("minilm", tmp_path, "e" * 64, "bert", 6, 384, 512)
+    data = {
+        "intent": TaskFiles({"train": "a" * 64}, {}, False, ["c" * 64]),
+        "same": TaskFiles({"train": "b" * 64, "test": "d" * 64}, {}, True, []),
+    }
+    keys = graph(load_files(tmp_path), source, data).keys
+    literal = {
+        "intent/full/single/s13": "c032f8aea2d1aad07ae06e2a7aadc9dc",
+        "intent/tune/single/L3/s13": "429a83750beb8723ad4b91d638da119c",
+        "intent/distill/single/L2-l1/teacher/file:llm+full+self/T1/s13": "de1050037c099a00f777e7576fff5869",
+        "intent/distill/single/L2-l2-m4/teacher/file:llm+full+self/T2/s13": "e0e6e20c23bf0587c6d5a8cf2447fb3d",
+        "intent/distill/single/L3-l2/teacher/file:llm+full+self/T2/s13": "078232336a828810e3460c91558c13ae",
+        "same/tune/joint/L2/s13": "4db72f59ffd4a64fdb44fdb0b07d34f6",
+        "same/distill/separate/L2-l1/teacher/self/s13": "2e268b74702e753ad5c561bd23ddce57",
+        "same/distill/separate/L3-l2/teacher/self/s13": "aa25b0f752058de5eae6eec756302ee3",
+    }
+    assert {id: keys[id] for id in literal} == literal
+    assert len(keys) == 32
+
+
+@pytest.mark.parametrize("task", SORTS)
+def test_a_classifier_teaches_a_task_of_every_kind(tmp_path: Path, encoder: Path, task: str) -> None:
+    labels = {
+        "intent": ["weather", "alarm", "music"],
+        "tone": ["weather", "long", "alarm", "music"],
+        "urgency": ["LABEL_0"],
+        "slots": ["O", *(f"{place}-{topic}" for place in "IB" for topic in LABELS)],
+        "same": ["yes", "no"],
+    }[task]
+    options = {"problem_type": "multi_label_classification"} if task == "tone" else {}
+    tiny_classifier(tmp_path / "models" / "big", labels, tokens=task == "slots", **options)
+    root = project(tmp_path, encoder, task, teachers=["self", BIG], mode=["mean", "heads"])
+    Project.load(root).check()
+    report = Project.load(root).run().report["tasks"][task]
+    taught = {one["teacher"] for one in report["candidates"] if one["stage"] == "distill"}
+    assert taught == {"path:big+self", "path:big+self, heads"}
+    assert Project.load(root).run().ran == 0
+    answer = Project.load(root).bundle().predict([("play some music", "a song")])[0][task]
+    assert not hasattr(answer, "error")
+
+
+def test_another_order_of_classes_gives_the_same_soft_labels(tmp_path: Path, encoder: Path) -> None:
+    tiny_classifier(tmp_path / "models" / "big", ["alarm", "music", "weather"])
+    before = shares(project(tmp_path, encoder))
+    config = json.loads((tmp_path / "models" / "big" / "config.json").read_text())
+    weights = load_file(tmp_path / "models" / "big" / "model.safetensors")
+    order = [2, 0, 1]
+    for part in ("weight", "bias"):
+        weights[f"classifier.{part}"] = weights[f"classifier.{part}"][order].contiguous()
+    save_file(weights, tmp_path / "models" / "big" / "model.safetensors", metadata={"format": "pt"})
+    config["id2label"] = {str(place): LABELS[old] for place, old in enumerate(order)}
+    (tmp_path / "models" / "big" / "config.json").write_text(json.dumps(config))
+    after = shares(tmp_path / "project")
+    assert len({int(row.argmax()) for row in before}) > 1
+    assert after == pytest.approx(before, abs=1e-6)
+
+
+def test_labels_of_other_names_are_mapped_by_name(tmp_path: Path, encoder: Path) -> None:
+    tiny_classifier(tmp_path / "models" / "big", ["LABEL_0", "LABEL_1", "LABEL_2", "noise"], seed=1)
+    root = project(tmp_path, encoder)
+    assert [one.partition(": ")[2] for one in problems(root)] == [
+        f"{BIG} has labels that the task does not have",
+        f"{BIG} lacks labels of the task",
+    ]
+    renamed = {"LABEL_0": "weather", "LABEL_1": "alarm", "LABEL_2": "music", "noise": ""}
+    rewrite(root, label_maps={BIG: renamed})
+    found = shares(root)
+    assert found.sum(-1) == pytest.approx(np.ones(len(found)))
+    rewrite(root, label_maps={BIG: {**renamed, "LABEL_0": "alarm", "LABEL_1": "weather"}})
+    assert shares(root) == pytest.approx(found[:, [2, 1, 0]], abs=1e-6)
+
+
+def test_a_teacher_counts_by_content_and_is_asked_once_for_all_students(tmp_path: Path, encoder: Path) -> None:
+    tiny_classifier(tmp_path / "models" / "big", LABELS)
+    root = project(tmp_path, encoder, mode=["mean", "heads"], temperature=[1.0, 2.0])
+    heard = Heard()
+    Project.load(root).run(show=heard)
+    assert [id for id in heard.stages if "/teach/" in id] == ["intent/teach/path:big"]
+    assert len([id for id in heard.stages if "/distill/" in id]) == 4
+    shutil.move(tmp_path / "models", tmp_path / "elsewhere")
+    rewrite(root, teachers="path:../elsewhere/big", mode=["mean", "heads"], temperature=[1.0, 2.0])
+    assert Project.load(root).plan().steps == []
+    freed = {item.path.name for item in Project.load(root).gc(dry=True)}
+    assert not freed & set(Project.load(root).graph.keys.values())
+    config = tmp_path / "elsewhere" / "big" / "config.json"
+    config.write_text(config.read_text() + " ")
+    kinds = [step.stage.kind for step in Project.load(root).plan().steps]
+    assert kinds == ["teach", "distill", "distill", "distill", "distill"]
+    [abandoned] = [item for item in Project.load(root).gc(dry=True) if (item.path / LOGITS).exists()]
+    assert abandoned.what == "stage"
+
+
+@pytest.mark.parametrize("task", ["intent", "slots", "urgency"])
+def test_a_task_of_another_project_teaches(tmp_path: Path, encoder: Path, finished: Path, task: str) -> None:
+    """What it says is what its release answers, for other texts than it was trained on."""
+    root = project(tmp_path, encoder, task, teachers=[f"project:{finished}#{task}"])
+    data = Project.load(root).train([f"{task}/prepare"]).data(task)
+    rows = data.fit.take(data.train)
+    bundle = Project.load(finished).bundle()
+    words = [tuple(spans) for spans in rows.words] if rows.words else [None] * len(rows)
+    inputs = [Input(text, None, spans) for text, spans in zip(rows.texts, words, strict=True)]
+    wanted = bundle.logits(inputs, [task])[task]
+    for found, expected in zip(said(root), wanted, strict=True):
+        assert found == pytest.approx(np.atleast_1d(expected), abs=1e-5)
+    assert Project.load(root).run().release is not None
+
+
+def test_a_project_that_cannot_teach_is_refused_with_the_reason(
+    tmp_path: Path, encoder: Path, finished: Path, fresh: Path
+) -> None:
+    root = project(tmp_path, encoder, teachers=["project:../nowhere#intent"])
+    pairs = {"kind": "classification", "pair": "joint"}
+    for teacher, reason in {
+        "project:../nowhere#intent": "no project that was ever run",
+        f"project:{fresh}#intent": "no project that was ever run",
+        f"project:{finished}#intnt": "did you mean 'intent'?",
+        "project:.#intent": "not taught by its own release",
+        f"project:{finished}#slots": "is a task of another kind",
+    }.items():
+        rewrite(root, teachers=[teacher])
+        (root / ".trunkline").mkdir(exist_ok=True)
+        assert [reason in one for one in problems(root)] == [True], teacher
+    write_task(root, "intent", **pairs, tune={"layers": [1]}, distill={"teachers": [f"project:{finished}#intent"]})
+    assert ["reads other inputs" in one for one in problems(root)] == [True]
+
+
+def test_a_classifier_of_the_hub_is_fetched_at_its_revision(
+    tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big = tiny_classifier(tmp_path / "models" / "big", LABELS)
+    asked: list[tuple[str, str | None]] = []
+
+    def fetch(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        assert not any(pattern.endswith((".bin", ".py", "*")) for pattern in allow_patterns)
+        asked.append((name, revision))
+        return str(big)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    root = project(tmp_path, encoder, teachers=["hub:someone/big@v2"])
+    shares(root)
+    assert set(asked) == {("someone/big", "v2")}
+    assert "intent/teach/hub:someone/big" in Project.load(root).graph.keys
+
+    def gone(name: str, **_: object) -> str:
+        raise ValueError("not reached\nat all")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", gone)
+    assert problems(root) == [
+        "distill.teachers: 'someone/big' could not be fetched from the hub (ValueError: not reached)"
+    ]
+
+
+def test_numbers_in_another_unit_are_pointed_at(tmp_path: Path, encoder: Path) -> None:
+    tiny_classifier(tmp_path / "models" / "big", ["LABEL_0"])
+    root = project(tmp_path, encoder, "urgency")
+    data = root / "data" / "urgency.jsonl"
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    data.write_text("".join(json.dumps({**row, "score": 1000 + row["score"]}) + "\n" for row in rows))
+    heard = Heard()
+    Project.load(root).train(["urgency/teach/path:big"], show=heard)
+    assert [one for one in heard.said if "farther from the labels" in one]
+
+
+def test_a_task_s_own_models_of_other_layers_and_seeds_teach(tmp_path: Path, encoder: Path) -> None:
+    keys = {"tune": {"layers": [1, 2]}, "distill": {"teachers": ["self", "tune:2", "full@14"], "layers": [1]}}
+    root = write_project(
+        tmp_path / "project", {"intent": {**SORTS["intent"], **keys}}, encoder=encoder, search={"seeds": 2}
+    )
+    made = Project.load(root)
+    done: set[str] = set()
+    for stage in made.graph.stages.values():
+        assert set(stage.needs) <= done
+        done.add(stage.id)
+    students = {stage.id: stage for stage in made.graph.stages.values() if stage.kind == "distill"}
+    first = students["intent/distill/single/L1-l1/teacher/full@14+self+tune:2/s13"]
+    assert first.needs == ("intent/tune/single/L1/s13", "intent/full/single/s14", "intent/tune/single/L2/s13")
+    own = students["intent/distill/single/L2-l1/teacher/full@14+self/s13"]  # tuned with two layers, it is `self`
+    assert own.needs == ("intent/tune/single/L2/s13", "intent/full/single/s14")
+    assert made.run().release is not None
+
+
+def test_weights_are_searched_and_count(tmp_path: Path, encoder: Path) -> None:
+    tiny_classifier(tmp_path / "models" / "big", LABELS)
+    root = project(tmp_path, encoder, teachers=["self", BIG], layers=[0], weights={BIG: [1.0, 4.0]})
+    report = Project.load(root).run().report["tasks"]["intent"]
+    students = {one["id"]: one["teacher"] for one in report["candidates"] if one["stage"] == "distill"}
+    assert students == {
+        "intent/distill/single/L1-l0/teacher/path:big+self/w1/s13": "path:big+self",
+        "intent/distill/single/L1-l0/teacher/path:big+self/w4/s13": "path:big+self, path:big × 4",
+    }
+    made = Project.load(root)
+    branches = [(made.store.stages / made.graph.keys[id] / "branch.safetensors").read_bytes() for id in students]
+    assert branches[0] != branches[1]
+
+
+@pytest.mark.parametrize("mode", ["mean_logits", "best"])
+@pytest.mark.parametrize("task", ["intent", "slots", "urgency"])
+def test_every_mode_runs_with_teachers_of_several_origins(tmp_path: Path, encoder: Path, mode: str, task: str) -> None:
+    root = project(tmp_path, encoder, task, teachers=["self", "full"], mode=mode, loss="mse")
+    report = Project.load(root).run().report["tasks"][task]
+    [student] = [one for one in report["candidates"] if one["stage"] == "distill"]
+    usual = task == "urgency"  # a mean of numbers is a mean of numbers, and their distance is squared anyway
+    shown = ["full+self", *([] if usual and mode == "mean_logits" else [mode.replace("_", " ")])]
+    assert student["teacher"] == ", ".join([*shown, *([] if usual else ["mse"])])
+
+
+def test_what_is_wrong_with_teachers_is_said_by_file_and_key_all_at_once(tmp_path: Path, encoder: Path) -> None:
+    tiny_classifier(tmp_path / "models" / "big", LABELS, tokens=True)
+    tiny_classifier(tmp_path / "models" / "five", [f"{stars} stars" for stars in range(1, 6)])
+    root = project(
+        tmp_path,
+        encoder,
+        teachers=["self", BIG, "path:../models/five", "path:../models/none", "tune:3", "full@20"],
+        weights={"full": 2.0, "self": 3.0},
+        label_maps={"self": {"a": "alarm"}, "path:../models/five": {"6 stars": "alarm"}},
+    )
+    with pytest.raises(ProjectError) as caught:
+        Project.load(root)
+    assert [(one.where, one.message) for one in caught.value.problems] == [
+        ('distill.weights."full"', "no such teacher"),
+        ('distill.label_maps."self"', "has the task's labels"),
+        ("distill.teachers", "nothing is tuned so"),
+    ]
+    teachers = ["self", BIG, "path:../models/five", "path:../models/none"]
+    rewrite(root, teachers=teachers, label_maps={"path:../models/five": {"6 stars": "alarm"}})
+    assert problems(root) == [
+        "distill.teachers: no such folder: '../models/none' (looked in " + str(root) + ")",
+        f"distill.teachers: {BIG} cannot teach a task of kind classification",
+        'distill.label_maps."path:../models/five": not a label of this teacher',
+        "distill.teachers: path:../models/five has labels that the task does not have",
+        "distill.teachers: path:../models/five lacks labels of the task",
+    ]
+
+
+def test_a_seed_that_nothing_is_trained_with_and_twins_are_refused(tmp_path: Path, encoder: Path) -> None:
+    root = project(tmp_path, encoder, teachers=["self@15"])
+    with pytest.raises(ProjectError, match=r"distill\.teachers: nothing is trained with this seed"):
+        _ = Project.load(root).graph
+    write_settings(root, encoder=str(encoder), search={"seeds": 3})
+    assert Project.load(root).graph
+    rewrite(root, teachers=["path:a/big", "path:b/big"])
+    with pytest.raises(ProjectError, match="several teachers are called alike"):
+        Project.load(root)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "self@",
+        "self@x",
+        "tune",
+        "tune:0",
+        "tune:x",
+        "path:",
+        "hub:bert",
+        "hub:a/b@",
+        "project:x",
+        "project:#t",
+        "gpt",
+    ],
+)
+def test_a_name_that_is_no_teacher_is_refused(tmp_path: Path, encoder: Path, name: str) -> None:
+    root = project(tmp_path, encoder, teachers=[name])
+    with pytest.raises(ProjectError, match="not a teacher"):
+        Project.load(root)
+
+
+@pytest.mark.parametrize(("kind", "said"), [("tone", "another problem_type"), ("urgency", "gives no single number")])
+def test_outputs_that_mean_something_else_are_refused(tmp_path: Path, encoder: Path, kind: str, said: str) -> None:
+    tiny_classifier(tmp_path / "models" / "big", [*LABELS, "long"])
+    [problem] = problems(project(tmp_path, encoder, kind))
+    assert said in problem
+
+
+def test_weights_that_are_none_are_said_by_their_key(tmp_path: Path, encoder: Path) -> None:
+    root = project(tmp_path, encoder, teachers="self", layers=[0], weights={"self": [0.0, 1.0]})
+    with pytest.raises(ProjectError) as caught:
+        Project.load(root)
+    [problem] = caught.value.problems
+    assert (problem.where, problem.message, problem.found) == ("distill.weights.self", "out of range", "0.0")
+    assert "above 0" in str(problem.allowed)
+
+
+def test_a_student_of_heads_is_merged_like_any_other(tmp_path: Path, encoder: Path) -> None:
+    """The merge proves that the bundle answers as the branch alone does."""
+    tiny_classifier(tmp_path / "models" / "big", LABELS)
+    made = Project.load(project(tmp_path, encoder, teachers=["self", BIG], mode="heads"))
+    [student] = [id for id, stage in made.graph.stages.items() if stage.kind == "distill"]
+    made.train([student])
+    file = made.store.stages / made.graph.keys[student] / "branch.safetensors"
+    bundle = Bundle.load(merge(made.source, {"intent": file}, [Input("play some music")], tmp_path / "out", name="x"))
+    assert bundle.predict(["play some music"])[0]["intent"].label in LABELS  # type: ignore[union-attr]
