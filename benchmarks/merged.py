@@ -132,7 +132,8 @@ def run(project: Project, chosen: Set, show: Show, known: dict[str, Any] | None,
     if not chosen.epochs:
         return project.run(show=show, reselect=True, remeasure=again).report
     published = full_models(project, chosen, show, known, "published")
-    adapted(with_ways(project, published), TRUNK, [], show)
+    if known is None:  # later seeds stand over the trunk of the first, which saw the large tasks, too
+        adapted(with_ways(project, published), TRUNK, [], show)
     moved = over(project, TRUNK)
     full = full_models(moved, chosen, show, known, "baseline")
     report = with_ways(moved, full).run(show=show, reselect=True, remeasure=again).report

@@ -366,7 +366,7 @@ def test_full_models_of_both_trunks_stand_beside_the_merged_one(scripts: dict[st
     merged = scripts["merged"]
     tasks = {"mrpc": {"kind": "classification", "pair": ["joint"]}, "cola": {"kind": "classification"}}
     project = Project.load(write_project(tmp_path / "project", tasks, adapt={"epochs": 1.0, "min_steps": 4}))
-    chosen = merged.Set("x", ("mrpc", "cola"), (), 0.9, epochs=1.0)
+    chosen = merged.Set("x", ("mrpc", "cola"), (), 0.9, epochs=1.0, large=("cola",))
     report = merged.run(project, chosen, Silent(), None, again=False)
     found = merged.extended(merged.first(report, Namespace(set="glue", grid=[])), report, 13)
     for task in found["tasks"].values():
@@ -376,10 +376,12 @@ def test_full_models_of_both_trunks_stand_beside_the_merged_one(scripts: dict[st
         assert task["full"] == task[task["full_from"]]
     assert "| cola | published | " in merged.page(found, "merged_cheap.json")
     settings = project.files.settings.model_copy(update={"seed": 14})
-    other = merged.narrowed(project.over(replace(project.files, settings=settings)), found["tasks"])
+    small = {"mrpc": found["tasks"]["mrpc"]}
+    other = merged.narrowed(project.over(replace(project.files, settings=settings)), small)
     found = merged.extended(found, merged.run(other, chosen, Silent(), found["tasks"], again=False), 14)
     assert found["seeds"] == [13, 14]
     assert all(len(task["merged"]) == len(task["full"]) == 2 for task in found["tasks"].values())
+    assert len(set(found["tasks"]["cola"]["full"])) == 1  # a large task has the first seed alone
 
 
 def test_later_seeds_train_only_what_was_selected(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
