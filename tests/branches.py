@@ -103,6 +103,8 @@ def random_branch(trunk: Trunk, task: str, *, seed: int = 0, **fields: Any) -> B
         branch = new_branch(spec, trunk.encoder)
         for parameter in branch.parameters():
             parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
+        for weights in branch.scopes.buffers():
+            weights.add_(torch.randn_like(weights), alpha=0.2)
     return branch.eval()
 
 

@@ -47,6 +47,7 @@ SCRIPTS = (
     "map",
     "map_page",
     "merged",
+    "scope",
     "served",
     "server",
     "server_page",
@@ -658,3 +659,44 @@ def test_what_became_of_a_load_is_counted_by_the_second_and_held_to_full_depth(s
     total = scripts["floor"].summary([{"mode": "plain", "parts": [first]}, {"mode": "plain", "parts": [second]}])
     assert (total["plain"][0]["requests"], total["plain"][0]["in_time"]) == (5, 0.2)
     assert total["plain"][0]["depth"] == pytest.approx(0.75)
+
+
+def test_texts_out_of_scope_are_judged_by_depth_by_classes_and_at_every_speed(
+    scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = scripts["scope"]
+    words = ["alarm", "music", "rain", "restaurant", "film", "money"]
+    for split, count in (("train", 60), ("dev", 30), ("test", 18)):
+        rows = [{"text": f"{words[i % 6]} for {split} {i}", "label": words[i % 6]} for i in range(count)]
+        write_rows(tmp_path / "utterance" / "clinc150" / f"{split}.jsonl", rows)
+    others = [{"text": f"who is he {i}", "label": "oos"} for i in range(9)]
+    write_rows(tmp_path / "utterance" / "clinc150_oos" / "test.jsonl", others)
+    encoder = tiny_encoder(tmp_path / "encoder")
+    for name, value in (("CLASSES", (2, 5)), ("DRAWS", 2), ("EXITS", (1, 2)), ("EPOCHS", 1.0), ("RATE", 0.2)):
+        monkeypatch.setattr(script, name, value)
+    monkeypatch.setattr(script, "SEEDS", (13,))
+    monkeypatch.setattr(script, "choose", lambda *_: Choice("torch", "float32", "cpu", "a test"))
+    write, settings = script.write_project, tmp_path / "work" / "project.toml"
+
+    def exact(*given: Any) -> None:
+        write(*given)
+        settings.write_text(f'precision = "float32"\n{settings.read_text()}')
+
+    monkeypatch.setattr(script, "write_project", exact)
+    out = tmp_path / "out.json"
+    line = ["scope.py", str(tmp_path), "--work", str(tmp_path / "work"), "--encoder", str(encoder), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", line)
+    script.main()
+    found = json.loads(out.read_text())
+    assert [(row["depth"], row["relative"]) for row in found["depths"]] == [(d, r) for d in range(1, 5) for r in (1, 0)]
+    assert [(row["classes"], row["relative"]) for row in found["classes"]] == [(2, 1), (2, 0), (5, 1), (5, 0)]
+    [seed] = found["seeds"]
+    assert [row["keep"] for row in seed["speeds"]] == [None, *script.KEEPS]
+    [same] = [row for row in found["depths"] if (row["depth"], row["relative"]) == (seed["fork"], True)]
+    assert seed["auroc"] == pytest.approx(same["auroc"], abs=0.02)
+    assert str(tmp_path) not in out.read_text()
+
+
+def write_rows(file: Path, rows: list[dict[str, str]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -12,13 +12,14 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from branches import INPUTS, branch_files, load_trunk, tiny_source
+from branches import INPUTS, branch_files, load_trunk, random_branch, tiny_source
 
 from trunkline import cli
 from trunkline.bundle import Bundle
 from trunkline.bundle.merge import merge
 from trunkline.engine.base import Input, ItemError
 from trunkline.errors import UsageError
+from trunkline.model.branch import save_branch
 from trunkline.predicting import AHEAD, answers_of, read_inputs, stream
 from trunkline.project.tasks import Answer, Span
 
@@ -225,6 +226,31 @@ def test_the_command_lets_texts_leave_at_a_speed_or_at_what_keeps_as_much(comman
     shown = command("play some music", "--speed", "0.9")[1].splitlines()
     assert [line.endswith(f"layer {right['intent']['exit_layer']}") for line in shown] == [False, True, False]
     assert "layer" not in command("play some music")[1]
+
+
+def test_the_command_marks_what_is_out_of_scope(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, files = tiny_source(tmp_path / "encoder"), {}
+    for task, shift in (("calm", -1e4), ("wary", 1e4)):
+        scope = {"false_alarms": 0.1, "classes": 3, "depths": [{"depth": 2, "directions": 2}]}
+        branch = random_branch(load_trunk(source), task, scope=scope)
+        branch.get_submodule("scopes.2").get_buffer("offsets").add_(shift)
+        files[task] = tmp_path / f"{task}.safetensors"
+        save_branch(branch, files[task])
+    folder = merge(source, files, INPUTS, tmp_path / "bundles", name="scope")
+
+    def said(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["trunkline", "predict", "--bundle", str(folder), "play music", *arguments])
+        cli.main()
+        return capsys.readouterr().out
+
+    answers = json.loads(said("--json"))[0]["answers"]
+    assert {task: (found["out_of_scope"], found["scope"] > 0) for task, found in answers.items()} == {
+        "calm": (False, False),
+        "wary": (True, True),
+    }
+    assert [line.endswith("out of scope") for line in said().splitlines()] == [False, False, True]
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,7 @@ def plan(context: typer.Context, tasks: Tasks = None, as_json: AsJson = False) -
                 "steps": steps,
                 "done": found.done,
                 "exits": found.exits,
+                "scope": found.scope,
                 "merges": found.merges,
                 "removed": found.removed,
             }
@@ -157,8 +158,9 @@ def plan(context: typer.Context, tasks: Tasks = None, as_json: AsJson = False) -
     if not found.merges:
         return out.print("nothing to do: the live release is what the files say")
     todo = f"{count(len(found.steps), 'stage')} to run, {found.done} done" if found.steps else "every stage is done"
+    scope = f"scope of the chosen branch ({', '.join(found.scope)}), " if found.scope else ""
     exits = f"exits of the chosen branch ({', '.join(found.exits)}), " if found.exits else ""
-    out.print(f"{todo}; then select, {exits}merge, prove and release", markup=False)
+    out.print(f"{todo}; then select, {scope}{exits}merge, prove and release", markup=False)
 
 
 @app.command()
@@ -298,13 +300,11 @@ def predict(
 
 def _show_answers(item: dict[str, Any], answers: dict[str, dict[str, Any]]) -> None:
     out.print(Text(item["text"] + (f"  |  {item['text_pair']}" if item["text_pair"] else ""), style="bold"))
-    made = table(
-        "task", "answer", "> score", *(["left"] if any("exit_layer" in one for one in answers.values()) else [])
-    )
+    beside = [name for name in ("exit_layer", "out_of_scope") if any(name in one for one in answers.values())]
+    made = table("task", "answer", "> score", *beside)
     made.show_header = False
     for task, answer in answers.items():
-        left = [f"layer {answer['exit_layer']}"] if "exit_layer" in answer else []
-        made.add_row(*cells(f"  {task}", *_shown(answer), *left))
+        made.add_row(*cells(f"  {task}", *_shown(answer), *(_beside(name, answer) for name in beside)))
     out.print(made)
 
 
@@ -318,6 +318,12 @@ def _shown(answer: dict[str, Any]) -> tuple[str, str]:
     if "label" in answer:
         return str(answer["label"]), f"{answer['score']:.3f}"
     return f"{answer['score']:.3f}", ""
+
+
+def _beside(name: str, answer: dict[str, Any]) -> str:
+    if name == "exit_layer":
+        return f"layer {answer[name]}" if name in answer else ""
+    return "out of scope" if answer.get(name) else ""
 
 
 @app.command()

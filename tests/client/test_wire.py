@@ -54,6 +54,14 @@ def test_the_client_asks_for_a_speed_as_the_service_understands_it(served: tuple
     assert service.dialled == [(1.0, None), (None, {"intent": 0.95})]
 
 
+def test_a_flag_of_out_of_scope_arrives(served: tuple[str, FakeService]) -> None:
+    with Client(served[0]) as client:
+        found, tasks = client.predict(["who was that?"], ["urgency", "intent"]), client.tasks()
+    assert (found.answers[0]["urgency"].out_of_scope, found.answers[0]["urgency"].scope) == (True, 0.5)  # type: ignore[union-attr]
+    assert found.answers[0]["intent"].out_of_scope is None  # type: ignore[union-attr]
+    assert (tasks["urgency"].false_alarms, tasks["intent"].false_alarms) == (0.05, None)
+
+
 @pytest.mark.parametrize(
     "refusal",
     [Overloaded("the queue is full", 60.0), Unavailable("unloaded"), TooLarge("at most 3"), DeadlineExceeded("late")],

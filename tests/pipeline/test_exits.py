@@ -138,7 +138,7 @@ def test_a_second_run_trains_no_exit_again(left: Path) -> None:
 def test_without_them_a_branch_file_has_none(done: Path) -> None:
     for task in THREE:
         assert (spec(done, task).exits, spec(done, task).speeds) == ((), ())
-    assert Project.load(done).graph.exits == {}
+    assert Project.load(done).graph.finishing == {}
 
 
 def test_exits_of_one_task_leave_all_else_as_it_is(done: Path) -> None:

@@ -65,6 +65,7 @@ def task(draw: random.Random, kind: str, depth: int) -> dict[str, Any]:
         },
         "candidates": candidates(draw, depth, full, ("joint", "separate") if kind == "relevance" else ("single",)),
         "chosen": None,
+        "scope": {"asked": 0.05, "valid": 0.0475, "reported": 0.0613} if kind == "classification" else None,
         "exits": exits(draw, kind, full),
         "notes": [],
     }

@@ -249,6 +249,15 @@ def test_exits_are_named_with_what_each_speed_comes_to(make_report: Any) -> None
     assert "exit" not in tone.text
 
 
+def test_a_task_that_flags_texts_says_how_often_it_flags_what_is_in_scope(make_report: Any) -> None:
+    report = make_report(3)
+    page = parse(render(report))
+    intent, *others = (article(page, name) for name in report["tasks"])
+    said = "5.0\u00a0% of those in scope may be: 4.8\u00a0% of valid and 6.1\u00a0% of test are."
+    assert said in intent.text
+    assert not any("out of scope" in other.text for other in others)
+
+
 def test_each_branch_leaves_the_trunk_at_its_fork_with_its_own_layers(make_report: Any) -> None:
     report = make_report(8, depth=12)
     (drawing,) = parse(render(report)).all("svg", "wide")
@@ -424,6 +433,7 @@ def absent(report: dict[str, Any], path: tuple[str, ...]) -> list[dict[str, Any]
         ("tasks", "*", "baseline"),
         ("tasks", "*", "chosen"),
         ("tasks", "*", "candidates"),
+        ("tasks", "*", "scope"),
         ("tasks", "*", "exits"),
         ("tasks", "*", "notes"),
         ("tasks", "*", "rows"),

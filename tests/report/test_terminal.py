@@ -52,6 +52,10 @@ def test_layers_and_time_stand_against_separate_models(make_report: Any) -> None
     assert row.split()[:3] == ["layers", str(merged["layers_separate"]), str(merged["layers_in_graph"])]
 
 
+def test_a_task_that_flags_texts_says_how_often_it_flags_what_is_in_scope(make_report: Any) -> None:
+    assert "4.8\u00a0% of valid and 6.1\u00a0% of test are." in printed(make_report(1), 200)
+
+
 def test_a_task_with_exits_shows_what_each_speed_keeps(make_report: Any) -> None:
     report = make_report(3)
     text = printed(report)

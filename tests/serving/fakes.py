@@ -46,7 +46,7 @@ TASKS = {
         TaskInfo("same", Kind.RELEVANCE, ("no", "yes"), "yes", True, 64, 2, 1, "2b" * 8),
         TaskInfo("slots", Kind.TAGGING, ("O", "B-time", "I-time"), None, False, 64, 2, 2, "3c" * 8),
         TaskInfo("tone", Kind.MULTILABEL, ("angry", "happy", "polite", "sad"), None, False, 64, 1, 2, "4d" * 8),
-        TaskInfo("urgency", Kind.REGRESSION, (), None, False, 64, 3, 1, "5e" * 8),
+        TaskInfo("urgency", Kind.REGRESSION, (), None, False, 64, 3, 1, "5e" * 8, false_alarms=0.05),
     )
 }
 MODEL = ModelInfo("support", "ab" * 8, TASKS, "bert", 4, 32, "torch", "float32", "cpu")
@@ -179,7 +179,9 @@ def left_at(reply: Reply, task: str) -> Counter[int]:
 
 
 def made_up(task: TaskInfo, item: Input | ItemError, speed: float = 0.0) -> Answer | ItemError:
-    """An answer of the task's kind that depends on the task and the texts alone, and with exits on the speed."""
+    """An answer of the task's kind that depends on the task and the texts alone, and with exits on the speed; out of
+    scope, of a task that flags that, is what has a question mark.
+    """
     reason = fault(item, ("text", "pair") if task.pair else ("text",), words=task.kind is Kind.TAGGING)
     if reason is not None:
         return reason
@@ -189,6 +191,9 @@ def made_up(task: TaskInfo, item: Input | ItemError, speed: float = 0.0) -> Answ
     words = split_words(item.text) if item.words is None else list(item.words)
     shape = (len(words), len(task.labels)) if task.kind is Kind.TAGGING else (max(1, len(task.labels)),)
     found = answer(task.kind, task.labels, task.positive, random.normal(size=shape), item.text, words)
+    if task.false_alarms is not None:
+        strange = "?" in item.text
+        found = replace(found, out_of_scope=strange, scope=0.5 if strange else -0.5)
     if not speed:
         return found
     unsure = {depth: float(random.random()) for depth in (*task.exits, task.depth)}

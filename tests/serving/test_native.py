@@ -67,7 +67,7 @@ def test_every_kind_of_task_answers_with_what_it_has_and_its_branch(client: Test
         "same": {"label", "score", "scores", "branch"},
         "slots": {"spans", "words", "tags", "branch"},
         "tone": {"labels", "scores", "branch"},
-        "urgency": {"score", "branch"},
+        "urgency": {"score", "out_of_scope", "scope", "branch"},
     }
     assert {task: answer["branch"] for task, answer in row.items()} == {name: TASKS[name].branch for name in TASKS}
     assert set(row["intent"]["scores"]) == {"alarm", "music", "weather"}
@@ -216,6 +216,13 @@ def test_a_speed_reaches_the_service_and_the_answer_says_where_its_text_left(
     assert service.dialled == [(None, None), (1.0, None), (None, {"intent": 0.95})]
 
 
+def test_a_task_that_flags_texts_says_of_each_whether_it_is_out_of_scope(client: TestClient) -> None:
+    said = ask(client, "wake me at seven", "who was that?", tasks=["intent", "urgency"])["results"]
+    assert [(row["urgency"]["out_of_scope"], row["urgency"]["scope"]) for row in said] == [(False, -0.5), (True, 0.5)]
+    assert not {"out_of_scope", "scope"} & said[0]["intent"].keys()
+    assert client.get("/v1/tasks").json()["tasks"][-1]["false_alarms"] == 0.05
+
+
 def test_tasks_and_model_say_what_is_served(client: TestClient) -> None:
     tasks = client.get("/v1/tasks").json()["tasks"]
     assert [task["name"] for task in tasks] == sorted(TASKS)
@@ -233,6 +240,7 @@ def test_tasks_and_model_say_what_is_served(client: TestClient) -> None:
         "loaded": True,
         "exits": [1, 2],
         "speeds": [point.model_dump() for point in SPEEDS],
+        "false_alarms": None,
     }
     assert (tasks[4]["exits"], tasks[4]["speeds"]) == ([], [])
     model = client.get("/v1/model").json()

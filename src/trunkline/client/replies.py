@@ -65,7 +65,8 @@ class TaskInfo:
 
     `kind` is a `trunkline.project.tasks.Kind`; `pair` says that it needs a text_pair; it reads the trunk at `fork`
     and has `layers` of its own, `depth` in all; `branch` is its version, which changes when its branch does and only
-    then. Where it has `exits`, the depths at which a text may leave, `speeds` is what speeds come to.
+    then. Where it has `exits`, the depths at which a text may leave, `speeds` is what speeds come to. Where it flags
+    texts that are out of scope, `false_alarms` is the share of texts in scope that it flags too.
     """
 
     name: str
@@ -81,6 +82,7 @@ class TaskInfo:
     loaded: bool
     exits: tuple[int, ...]
     speeds: tuple[SpeedPoint, ...]
+    false_alarms: float | None = None
 
 
 @dataclass(frozen=True)

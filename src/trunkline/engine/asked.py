@@ -6,12 +6,14 @@ what branches read; computes nothing.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trunkline.engine.backend import States
 from trunkline.engine.base import NOT_A_NUMBER, Input, ItemError, Job, Logits, Output, Work, fault
@@ -22,6 +24,7 @@ from trunkline.model.reader import TextReader
 from trunkline.model.tokens import TokenRow
 from trunkline.project.tasks import Kind
 
+Floats = NDArray[np.float32]
 Place = tuple[str, int]  # a slot and a limit on its tokens
 Texts = tuple[str, str | None]  # a text, or both of a pair in one sequence
 StateCache = Cache[tuple[Ids, int], States]  # (token row, fork) -> its states
@@ -101,9 +104,10 @@ class Asked:
         logits: Logits,
         depth: int,
         unsure: Sequence[float | None] = (),
+        scope: Floats | None = None,
     ) -> None:
         """Note what a task's branch gave after `depth` layers for n rows, each of some jobs: logits (n, C), or of
-        subwords (n, T, C), and, where they were asked at a speed, how unsure it was.
+        subwords (n, T, C), where they were asked at a speed, how unsure it was, and its scope (n,), if it has one.
         """
         tagged = self._specs[task].kind is Kind.TAGGING
         finite = not tagged and bool(np.isfinite(logits).all())  # at once: row by row takes far longer
@@ -112,7 +116,9 @@ class Asked:
                 found = self._words(task, i, logits[place]) if tagged else logits[place]
                 sound = finite or bool(np.isfinite(found).all())
                 uncertainty = unsure[place] if unsure else None
-                self.results[i][task] = Output(found, depth, uncertainty) if sound else NOT_A_NUMBER
+                strange = None if scope is None else float(scope[place])
+                sound = sound and (strange is None or math.isfinite(strange))
+                self.results[i][task] = Output(found, depth, uncertainty, strange) if sound else NOT_A_NUMBER
 
     def _words(self, task: str, i: int, logits: Logits) -> Logits:
         """Logits (words, C) of a job from those of its row's subwords, (T, C)."""

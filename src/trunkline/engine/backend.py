@@ -20,17 +20,25 @@ Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Call:
-    """One branch, or a part of one, on one batch: states and masks of the one or two texts that it reads.
+class ScopeAt:
+    """A branch's scope at a depth, as a part of the branch; its (R, 1) stand in the place of logits."""
 
-    `part` is None for the branch from its fork on, the depth of one of its exits for that exit, and its full depth for
-    its last own layer and head, from the states of the layer before.
-    """
+    depth: int
+
+
+Part = int | ScopeAt | None
+"""None for the branch from its fork on, the depth of one of its exits for that exit, its full depth for its last own
+layer and head, from the states of the layer before, and `ScopeAt`."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One branch, or a part of one, on one batch: states and masks of the one or two texts that it reads."""
 
     task: str
     states: tuple[States, ...]
     masks: tuple[Mask, ...]
-    part: int | None = None
+    part: Part = None
 
 
 class Backend(Protocol):

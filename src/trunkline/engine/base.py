@@ -70,12 +70,14 @@ class Job:
 class Output(NamedTuple):
     """What a task's branch gave for one input, after `depth` layers, the trunk's and its own.
 
-    `uncertainty`, in [0, 1], is that of the exit or head that answered; None at speed 0.
+    `uncertainty`, in [0, 1], is that of the exit or head that answered; None at speed 0. `scope`, of a branch that has
+    one, says how far the input is beyond what it knows: above 0 it is out of scope (see `model.scope`).
     """
 
     logits: Logits
     depth: int
     uncertainty: float | None = None
+    scope: float | None = None
 
 
 def logits_of(found: Output | ItemError) -> Logits | ItemError:
@@ -259,6 +261,8 @@ def _answer(spec: BranchSpec, item: Input | ItemError, output: Output | ItemErro
         return output
     words = item.spans() if spec.kind is Kind.TAGGING else None
     made = answer(spec.kind, spec.labels, spec.positive, spec.calibrated(output.logits, output.depth), item.text, words)
+    if output.scope is not None:
+        made = replace(made, out_of_scope=output.scope > 0, scope=output.scope)
     if output.uncertainty is None:
         return made
     return replace(made, exit_layer=output.depth, uncertainty=output.uncertainty)

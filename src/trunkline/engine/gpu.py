@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trunkline.engine import rewrite
-from trunkline.engine.backend import Call, Mask
+from trunkline.engine.backend import Call, Mask, ScopeAt
+from trunkline.engine.backend import Part as Name
 from trunkline.engine.base import Logits
 from trunkline.model.branch import Branch, BranchSpec, check_trunk
 from trunkline.model.trunk import Trunk
@@ -34,7 +35,7 @@ class Part:
     """A branch in the form in which it runs: modules by `Call.part`."""
 
     branch: Branch
-    modules: Mapping[int | None, nn.Module]
+    modules: Mapping[Name, nn.Module]
 
     @property
     def spec(self) -> BranchSpec:
@@ -124,8 +125,11 @@ class GpuBuilder:
         """A branch in its cheapest form. Raises BundleError for a branch that was made for another trunk."""
         check_trunk(branch.spec, self.fingerprint)
         moved = self._moved(branch).eval().requires_grad_(False)
-        modules: dict[int | None, nn.Module] = {None: rewrite.cheapest(moved, self.trunk.encoder)[1]}
+        modules: dict[Name, nn.Module] = {None: rewrite.cheapest(moved, self.trunk.encoder)[1]}
         modules |= {one.depth: rewrite.exit_alone(moved, one.depth) for one in branch.spec.exits}
+        if branch.spec.scope is not None:
+            depths = [one.depth for one in branch.spec.scope.depths]
+            modules |= {ScopeAt(depth): rewrite.scope_alone(moved, depth) for depth in depths}
         if branch.spec.own_exits:
             modules[branch.spec.depth] = rewrite.cheapest(moved.end(), self.trunk.encoder)[1]
         return Part(moved, modules)

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trunkline.engine import rewrite
-from trunkline.engine.backend import Call, Mask
+from trunkline.engine.backend import Call, Mask, ScopeAt
+from trunkline.engine.backend import Part as Name
 from trunkline.engine.base import Logits
 from trunkline.engine.convert import Converter
 from trunkline.engine.int8 import round_linears
@@ -44,7 +45,7 @@ _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 @dataclass(frozen=True)
 class Piece:
-    """Something compiled that gives logits; `small`: one core is enough for it."""
+    """Something compiled that gives logits, or a scope's distances; `small`: one core is enough for it."""
 
     compiled: Compiled
     small: bool
@@ -59,7 +60,7 @@ class Part:
 
     spec: BranchSpec
     form: str
-    pieces: Mapping[int | None, Piece]
+    pieces: Mapping[Name, Piece]
     own: tuple[Compiled, ...]
 
 
@@ -106,7 +107,7 @@ class OpenVinoBackend:
     def branches(self, calls: Sequence[Call]) -> list[Logits]:
         """Logits (R, C) or (R, T, C) of each call, float32."""
         found: dict[int, Logits] = {}
-        small: dict[tuple[str, int | None], list[int]] = {}  # a piece runs one call at a time
+        small: dict[tuple[str, Name], list[int]] = {}  # a piece runs one call at a time
         for i, call in enumerate(calls):
             if self._pieces[call.task, call.part][1]:
                 small.setdefault((call.task, call.part), []).append(i)
@@ -188,11 +189,17 @@ class Builder:
         check_trunk(branch.spec, self.fingerprint)
         spec = branch.spec
         form, whole = self._whole(branch, lambda form: branch_linears(branch, form), ranges)
-        pieces: dict[int | None, Piece] = {None: whole}
+        pieces: dict[Name, Piece] = {None: whole}
         for one in spec.exits:
             module = rewrite.exit_alone(branch, one.depth)
             model = self._piece(("exit", one.form, *_graph(spec)), module, slots=1)
             pieces[one.depth] = Piece(self._compile(model, 1), small=True)
+        if spec.scope is not None:
+            for place in spec.scope.depths:
+                structure = ("scope", place.directions, spec.scope.classes, len(spec.reading.slots))
+                module = rewrite.scope_alone(branch, place.depth)
+                model = self._piece(structure, module, slots=len(spec.reading.slots))
+                pieces[ScopeAt(place.depth)] = Piece(self._compile(model, 1, dtype="float32"), small=True)
         own: tuple[Compiled, ...] = ()
         if spec.own_exits:
             linears = [own_linears(branch, place) for place in range(spec.layers)]
@@ -249,12 +256,12 @@ class Builder:
         round_linears(model, linears, ranges)
         return self._compile(model, self.threads)
 
-    def _compile(self, model: Any, threads: int) -> Compiled:
+    def _compile(self, model: Any, threads: int, *, dtype: str | None = None) -> Compiled:
         return self._core.compile_model(
             model,
             "CPU",
             {
-                "INFERENCE_PRECISION_HINT": _HINTS[self.dtype],
+                "INFERENCE_PRECISION_HINT": _HINTS[dtype or self.dtype],
                 "INFERENCE_NUM_THREADS": threads,
                 "NUM_STREAMS": 1,
                 "ENABLE_CPU_PINNING": False,
@@ -285,7 +292,7 @@ class _Layer(nn.Module):
 
 _NOT_IN_GRAPH = {
     *("task", "labels", "positive", "metric", "max_tokens", "temperature", "trunk"),
-    *("exits", "rule", "speeds"),
+    *("exits", "rule", "speeds", "scope"),
 }
 
 

@@ -1,6 +1,7 @@
 """Rows through the trunk, layer by layer: branches at their forks, exits on the way.
 
-At an exit those rows leave that it is sure enough of. A row whose tasks have all answered, and that no pair waits for,
+At an exit those rows leave that it is sure enough of; of a task that has a scope, those alone that are within it there,
+so that the others are answered by the head. A row whose tasks have all answered, and that no pair waits for,
 is carried no further: when so many are gone that the rest fits into less, the rest is cut into batches anew, across
 those in which it stood. At speed 0 nothing of this happens, and every row is carried as deep as the deepest needs.
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trunkline.engine.asked import Ask, Asked, Row
-from trunkline.engine.backend import Backend, Call, Mask, States
+from trunkline.engine.backend import Backend, Call, Mask, Part, ScopeAt, States
 from trunkline.engine.base import Logits, Work
 from trunkline.engine.shapes import Cut, cost, rows_for
 from trunkline.model.branch import BranchSpec
@@ -122,6 +123,7 @@ class _Asking:
         self._early = np.asarray([ask.speed > 0 for _, ask, _ in asks])  # (n,)
         self._speeds = np.asarray([ask.speed for _, ask, _ in asks])  # (n,)
         self.dialled = bool(self._early.any())
+        self.scope = None if spec.scope is None else np.zeros(len(asks), dtype=np.float32)  # (n,) where last taken
         if self.dialled:
             self._trail = Trail(spec.kind, spec.rule, rows=len(asks), std=spec.std)
         self._words: NDArray[np.bool_] | None = None  # (n, T)
@@ -134,9 +136,19 @@ class _Asking:
         """Whether a row may leave at this depth."""
         return any(one.depth == depth for one in self.spec.exits)
 
+    def exits_in_trunk_at(self, depth: int) -> bool:
+        """Whether a row may leave at this depth of the trunk."""
+        return self.dialled and depth <= self.spec.fork and self.has_exit(depth)
+
     def at_speed(self) -> Numbers:
         """Those that wait and may leave early."""
         return np.flatnonzero(self.waiting & self._early)
+
+    def judged(self, depth: int) -> Numbers:
+        """Those whose scope is taken at this depth: at exits in the trunk, those that may leave there."""
+        if self.scope is not None and depth == self.spec.fork:
+            return np.flatnonzero(self.waiting)
+        return self.at_speed() if self.scope is not None and self.exits_in_trunk_at(depth) else np.arange(0)
 
     def at_exit(self, logits: Logits, asks: Numbers, depth: int) -> tuple[NDArray[np.bool_], list[float]]:
         """Whether the exit at a depth is sure enough of these, (n,), from their logits, and how unsure it is of those
@@ -144,6 +156,8 @@ class _Asking:
         """
         unsure = self._uncertainty(logits, asks, depth)
         leave: NDArray[np.bool_] = unsure < self._speeds[asks]
+        if self.scope is not None:
+            leave &= ~(self.scope[asks] > 0)
         return leave, unsure[leave].tolist()
 
     def at_end(self, logits: Logits, asks: Numbers) -> list[float | None]:
@@ -245,6 +259,7 @@ class Pass:
         """All that reads the states of this depth."""
         started = time.perf_counter()
         self._parts = {}
+        self._scopes(depth)
         if self._dialled:
             self._exits(depth)
         self._forks(depth)
@@ -255,17 +270,30 @@ class Pass:
                 if depth in row.kept:
                     self.asked.keep(self.slot, row.ids, depth, self.backend.keep(batch.states, place, len(row.tokens)))
 
+    def _scopes(self, depth: int) -> None:
+        """The scopes at this depth: of those that an exit or a branch reads here."""
+        readers: list[_Reader] = []
+        for asking in self._asking:
+            asks = asking.judged(depth)
+            if len(asks):
+                rows = np.unique(asking.rows[asks])
+                readers += _readers(asking, asks, self._part(rows) if depth == asking.spec.fork else self._about(rows))
+        for (asking, asks, _, places), values in zip(readers, self._call(readers, ScopeAt(depth)), strict=True):
+            if asking.scope is not None:
+                asking.scope[asks] = values[places, 0]
+
     def _exits(self, depth: int) -> None:
         """The exits at this depth: who is sure leaves."""
         readers: list[_Reader] = []
         for asking in self._dialled:
-            asks = asking.at_speed()
-            if len(asks) and depth <= asking.spec.fork and asking.has_exit(depth):
-                rows = np.unique(asking.rows[asks])
-                # An exit is cheap: to pick its rows costs more than to read some in vain.
-                carried = self._carried if 2 * len(rows) > self._carried.count else self._part(rows)
-                readers += _readers(asking, asks, carried)
+            if asking.exits_in_trunk_at(depth):
+                asks = asking.at_speed()
+                readers += _readers(asking, asks, self._about(np.unique(asking.rows[asks])))
         self._leave(readers, depth)
+
+    def _about(self, rows: Numbers) -> _Carried:
+        """These rows, and maybe others: for what is so cheap that to pick its rows may cost more."""
+        return self._carried if 2 * len(rows) > self._carried.count else self._part(rows)
 
     def _part(self, rows: Numbers) -> _Carried:
         key = rows.tobytes()
@@ -304,12 +332,12 @@ class Pass:
                 asks = asking.at_speed()
         self._end(list(_readers(asking, asks, carried.part(np.unique(asking.rows[asks])))), spec.depth)
 
-    def _end(self, readers: Sequence[_Reader], part: int | None) -> None:
+    def _end(self, readers: Sequence[_Reader], part: Part) -> None:
         for (asking, asks, _, places), values in zip(readers, self._call(readers, part), strict=True):
             logits = values[places]
             self._answer(asking, asks, logits, asking.spec.depth, asking.at_end(logits, asks))
 
-    def _call(self, readers: Sequence[_Reader], part: int | None) -> list[Logits]:
+    def _call(self, readers: Sequence[_Reader], part: Part) -> list[Logits]:
         calls = [Call(asking.task, (batch.states,), (batch.mask,), part) for asking, _, batch, _ in readers]
         return run_calls(self.backend, calls)
 
@@ -317,7 +345,9 @@ class Pass:
         self, asking: _Asking, asks: Numbers, logits: Logits, depth: int, unsure: Sequence[float | None]
     ) -> None:
         asking.waiting[asks] = False
-        self.asked.answer(asking.task, [asking.jobs[ask] for ask in asks.tolist()], logits, depth, unsure)
+        jobs = [asking.jobs[ask] for ask in asks.tolist()]
+        scope = None if asking.scope is None else asking.scope[asks]
+        self.asked.answer(asking.task, jobs, logits, depth, unsure, scope)
 
 
 def run_calls(backend: Backend, calls: Sequence[Call]) -> list[Logits]:

@@ -18,12 +18,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from trunkline.engine.asked import Asked, Pairs, Row, StateCache
-from trunkline.engine.backend import Backend, Call
+from trunkline.engine.backend import Backend, Call, ScopeAt
 from trunkline.engine.base import BATCH_SIZE, Input, ItemError, Job, Logits, Output, Work, known_tasks, logits_of
 from trunkline.engine.cache import Cache
 from trunkline.engine.passing import Pass, mask_of, run_calls
@@ -143,8 +144,12 @@ class PlannedEngine:
                         tuple(mask_of(a[picks], *b) for a, b in zip(sides, shapes, strict=True)),
                     )
                 )
-        for (task, asks), values in zip(waiting.items(), run_calls(self.backend, calls), strict=True):
-            asked.answer(task, [jobs for _, jobs in asks], values[: len(asks)], self.specs[task].depth)
+        scopes = [replace(call, part=ScopeAt(fork)) for call in calls if self.specs[call.task].scope is not None]
+        found = run_calls(self.backend, [*calls, *scopes])
+        strange = {call.task: values[:, 0] for call, values in zip(scopes, found[len(calls) :], strict=True)}
+        for (task, asks), values in zip(waiting.items(), found, strict=False):
+            depth, scope = self.specs[task].depth, strange.get(task)
+            asked.answer(task, [jobs for _, jobs in asks], values[: len(asks)], depth, scope=scope)
 
 
 def _together(rows: Sequence[Row], cuts: Sequence[Cut]) -> Iterator[list[Cut]]:

@@ -80,6 +80,11 @@ def exit_alone(branch: Branch, depth: int) -> nn.Module:
     return _Exit(branch, depth).eval()
 
 
+def scope_alone(branch: Branch, depth: int) -> nn.Module:
+    """The scope of a branch at a depth, over the states of each text there and their masks."""
+    return _Scope(branch, depth).eval()
+
+
 def _first_alone(branch: Branch, encoder: Encoder) -> bool:
     """Whether the head reads position 0 only, and the last layer's output there needs none of its others."""
     if branch.spec.pooling is not Pooling.CLS:
@@ -112,6 +117,17 @@ class _Exit(nn.Module):
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         return in_unit(self.spec, self.exit(states, mask))
+
+
+class _Scope(nn.Module):
+    def __init__(self, branch: Branch, depth: int) -> None:
+        super().__init__()
+        self.scope = branch.scopes[str(depth)]
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        states, masks = _texts(inputs)
+        strangeness: Tensor = self.scope(states, masks)
+        return strangeness
 
 
 class _Rewritten(nn.Module):

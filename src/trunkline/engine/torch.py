@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trunkline.engine.base import (
@@ -30,7 +31,7 @@ from trunkline.engine.base import (
     logits_of,
 )
 from trunkline.engine.batching import Group, Ids, batches, read_group
-from trunkline.model.branch import Branch, BranchSpec, check_trunk, first_subwords, word_logits
+from trunkline.model.branch import Branch, BranchSpec, check_trunk, first_subwords, scope_depths, word_logits
 from trunkline.model.trunk import Trunk
 from trunkline.project.speed import Trail
 from trunkline.project.tasks import Kind
@@ -169,24 +170,29 @@ class TorchEngine:
         if len(reads) == 1:
             # All rows of the group, also those that only other tasks can use: the shape must not depend on this task.
             [read] = reads
-            found = {spec.depth: branch(self.trunk.encoder, [read.states[spec.fork]], [read.mask])}  # (B, …)
+            states, masks = [read.states[spec.fork]], [read.mask]
             rows = [read.group.row_of[i] for i in readable]
-            if speed:
-                found = {**self._exits(branch, read), **found}
         else:
             # Both texts of an input side by side: every input that has both, whichever task asks.
             both = [i for i in batch if all(i in read.group.row_of for read in reads)]
             picks = [torch.tensor([read.group.row_of[i] for i in both], device=self.device) for read in reads]
-            joined = branch(
-                self.trunk.encoder,
-                [read.states[spec.fork].index_select(0, pick) for read, pick in zip(reads, picks, strict=True)],
-                [read.mask.index_select(0, pick) for read, pick in zip(reads, picks, strict=True)],
-            )  # (B, …)
-            found, rows = {spec.depth: joined}, [both.index(i) for i in readable]
+            states = [read.states[spec.fork].index_select(0, pick) for read, pick in zip(reads, picks, strict=True)]
+            masks = [read.mask.index_select(0, pick) for read, pick in zip(reads, picks, strict=True)]
+            rows = [both.index(i) for i in readable]
+        found = {spec.depth: branch(self.trunk.encoder, states, masks)}  # (B, …)
+        if speed:
+            found = {**self._exits(branch, reads[0]), **found}
         values = {depth: logits.float().cpu().numpy() for depth, logits in found.items()}
-        left = _left(spec, values, rows, [_firsts(spec, inputs[i], reads[0].group, i) for i in readable], speed)
+        strange: dict[int, NDArray[np.float32]] = {}  # (B,) by depth
+        if spec.scope is not None:
+            for depth in scope_depths(spec) if speed else [spec.fork]:
+                there = states if depth == spec.fork else [reads[0].states[depth]]
+                strange[depth] = branch.strangeness(depth, there, masks)[:, 0].cpu().numpy()
+        firsts = [_firsts(spec, inputs[i], reads[0].group, i) for i in readable]
+        left = _left(spec, values, strange, rows, firsts, speed)
         for i, row, (depth, unsure) in zip(readable, rows, left, strict=True):
-            results[i] = _result(spec, values[depth][row], inputs[i], reads[0].group, i, depth, unsure)
+            scope = float(strange[min(depth, spec.fork)][row]) if strange else None
+            results[i] = _result(spec, values[depth][row], inputs[i], reads[0].group, i, depth, unsure, scope)
         return results
 
     def _exits(self, branch: Branch, read: _Read) -> dict[int, Tensor]:
@@ -202,11 +208,12 @@ class TorchEngine:
 def _left(
     spec: BranchSpec,
     values: Mapping[int, Logits],
+    strange: Mapping[int, NDArray[np.float32]],
     rows: Sequence[int],
     firsts: Sequence[Sequence[int]],
     speed: float,
 ) -> list[tuple[int, float | None]]:
-    """Per row, the depth at which it leaves and how unsure the exit or head there is of it."""
+    """Per row, the depth at which it leaves, which is no exit where it is out of scope, and the uncertainty there."""
     if not speed:
         return [(spec.depth, None)] * len(rows)
     trail = Trail(spec.kind, spec.rule, rows=len(rows), std=spec.std)
@@ -218,8 +225,9 @@ def _left(
             for row, first in zip(words, firsts, strict=True):
                 row[list(first)] = True
         shown = spec.calibrated(logits[rows], depth)
+        stays = strange[min(depth, spec.fork)][rows] > 0 if strange else np.zeros(len(rows), dtype=bool)
         for place, unsure in enumerate(trail.uncertainty(shown, np.arange(len(rows)), words)):
-            if place not in found and (unsure < speed or depth == spec.depth):
+            if place not in found and ((unsure < speed and not stays[place]) or depth == spec.depth):
                 found[place] = depth, float(unsure)
     return [found[place] for place in range(len(rows))]
 
@@ -243,9 +251,10 @@ def _result(
     i: int,
     depth: int,
     uncertainty: float | None,
+    scope: float | None,
 ) -> Output | ItemError:
     if spec.kind is Kind.TAGGING and isinstance(item, Input):
         values = word_logits(values, first_subwords(group.tokens[i], item.spans()), spec.outside)  # (words, C)
-    if not np.isfinite(values).all():
+    if not np.isfinite(values).all() or not np.isfinite(0.0 if scope is None else scope):
         return NOT_A_NUMBER
-    return Output(values.copy(), depth, uncertainty)
+    return Output(values.copy(), depth, uncertainty, scope)

@@ -29,6 +29,7 @@ from trunkline.model.encoders import Encoder
 from trunkline.model.exits import ExitSpec, new_exit
 from trunkline.model.few import few_layer
 from trunkline.model.heads import Head, Pooling, masked_mean
+from trunkline.model.scope import Scope, ScopeSpec
 from trunkline.model.tokens import TokenRow
 from trunkline.project.speed import Rule, SpeedPoint
 from trunkline.project.tasks import Kind
@@ -82,6 +83,8 @@ class BranchSpec(BaseModel):
     """What makes a row leave there."""
     speeds: tuple[SpeedPoint, ...] = ()
     """What speeds came to on `valid`, from 0 up; none without exits."""
+    scope: ScopeSpec | None = None
+    """What tells texts that are unlike those it was trained on, where the task asks for that."""
 
     @model_validator(mode="after")
     def _exits_on_the_way(self) -> Self:
@@ -91,6 +94,17 @@ class BranchSpec(BaseModel):
         speeds = [point.speed for point in self.speeds]
         if speeds != sorted(set(speeds)) or speeds[:1] != ([0.0] if depths else []):
             raise ValueError("with exits there are speeds, which rise from 0; without exits there are none")
+        return self
+
+    @model_validator(mode="after")
+    def _scope_where_it_is_read(self) -> Self:
+        if self.scope is not None:
+            depths = [one.depth for one in self.scope.depths]
+            needed = scope_depths(self)
+            if depths != needed:
+                raise ValueError(f"scope after layers {depths}; with this fork and these exits it stands at {needed}")
+            if max(one.directions for one in self.scope.depths) > self.width:
+                raise ValueError(f"a scope of more directions than the {self.width} that states have")
         return self
 
     @property
@@ -127,8 +141,14 @@ def may_exit(spec: BranchSpec) -> range:
     return range(1, spec.fork + 1 if spec.latents else spec.depth)
 
 
+def scope_depths(spec: BranchSpec) -> list[int]:
+    """Where a branch with a scope takes it, by rising depth: where its exits in the trunk are, and at its fork."""
+    return sorted({spec.fork, *(one.depth for one in spec.exits if one.depth < spec.fork)})
+
+
 class Branch(nn.Module):
-    """Own layers, their final norm where the family has one, a head, and the exits on the way to it.
+    """Own layers, their final norm where the family has one, a head, the exits on the way to it, and its scope by
+    depth.
 
     `forward` takes one (states, mask) per text read, states (B, T, H) at the fork, and gives logits (B, C), or (B, T,
     C) per subword for tagging. Regression comes in the unit of the task's data: `mean + std * output`.
@@ -143,6 +163,10 @@ class Branch(nn.Module):
         tokens = spec.kind is Kind.TAGGING
         self.exits = nn.ModuleDict(
             {str(one.depth): new_exit(one.form, spec.width, spec.outputs, tokens=tokens) for one in spec.exits}
+        )
+        scope = spec.scope
+        self.scopes = nn.ModuleDict(
+            {str(one.depth): Scope(spec.width, one.directions, scope.classes) for one in scope.depths} if scope else {}
         )
         # Zero at first: a fresh branch sees the two texts as the trunk left them.
         self.segments = nn.Parameter(torch.zeros(2, spec.width)) if spec.reading is Reading.SEPARATE else None
@@ -170,6 +194,11 @@ class Branch(nn.Module):
         """Logits, as `forward` gives them, of the exit that reads the states (B, T, H) after `depth` layers."""
         return in_unit(self.spec, self.exits[str(depth)](states, mask))
 
+    def strangeness(self, depth: int, states: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
+        """(B, 1) of the texts' states at one of the depths of its scope; above 0 is out of scope."""
+        found: Tensor = self.scopes[str(depth)](states, masks)
+        return found
+
     def own_states(self, encoder: Encoder, states: Tensor, mask: Tensor) -> Iterator[Tensor]:
         """The states (B, T, H) after each own layer but the last, from those at the fork."""
         context = encoder.context(mask, states.dtype)
@@ -179,7 +208,8 @@ class Branch(nn.Module):
 
     def end(self) -> Branch:
         """The last own layer, norm and head as a branch of their own, which reads what `own_states` gives last."""
-        spec = self.spec.model_copy(update={"fork": self.spec.depth - 1, "layers": 1, "exits": (), "speeds": ()})
+        alone = {"fork": self.spec.depth - 1, "layers": 1, "exits": (), "speeds": (), "scope": None}
+        spec = self.spec.model_copy(update=alone)
         return Branch(spec, self.layers[-1:], self.norm, self.head).train(self.training)
 
 
@@ -223,8 +253,10 @@ def save_branch(branch: Branch, path: Path) -> str:
     sha256.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in branch.state_dict().items()}
+    # A spec without scope is written as it was before there was any, so that such a branch keeps its bytes.
+    spec = branch.spec.model_dump(mode="json", exclude={"scope"} if branch.spec.scope is None else None)
     # One metadata key only: the format does not fix the order of several.
-    text = json.dumps(branch.spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(spec, sort_keys=True, separators=(",", ":"))
     data = save(tensors, metadata={"branch": text})
     write_bytes(path, data)
     return hashlib.sha256(data).hexdigest()

@@ -2,15 +2,15 @@
 
 Knows the results of stages, never how they were trained. What was selected for a bundle is kept beside it in
 `selections/<bundle id>.json`: a task that is released keeps its branch until its own stages or the budget change, so
-that adding or removing one task never moves another (promise 2). `reselect` lifts that. Of a task that asks for exits,
-the file that is merged is that of its chosen candidate with exits.
+that adding or removing one task never moves another (promise 2). `reselect` lifts that. Of a task that asks for a scope
+or exits, the file that is merged is that of its chosen candidate with them.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +65,7 @@ class Selection:
     branch: dict[str, str]  # task -> stage key of the branch
     prepared: dict[str, str]  # task -> stage key of its data
     met: bool = True
-    exits: dict[str, str] = field(default_factory=dict)  # task -> stage key of the branch with exits, where it has them
+    exits: dict[str, str] = field(default_factory=dict)  # task -> stage key of the finished branch, with scope or exits
 
     def file_of(self, task: str) -> str:
         """The stage whose branch file was merged."""
@@ -95,22 +95,27 @@ class Assembly:
         return live.candidates_key.get(task) == self.candidates_key(task)
 
     def _as_filed(self, task: str, live: Selection) -> bool:
-        """Whether a task is live with the candidates, and with the exits, that its file asks for."""
+        """Whether a task is live with the candidates, the scope and the exits that its file asks for."""
         if not self._unchanged(task, live):
             return False
-        asked = self.graph.exits_of(live.branch[task])
-        key = None if asked is None else self.graph.keys[asked.id]
+        key = self._finished(live.branch[task])
         return live.exits.get(task) == key and (key is None or key in self.store)
 
-    def exits(self, branches: Mapping[str, str]) -> dict[str, Stage]:
-        """The stages that give exits to these candidates (task -> key), for tasks that ask for exits."""
-        found = {task: self.graph.exits_of(key) for task, key in branches.items()}
-        return {task: stage for task, stage in found.items() if stage is not None}
+    def _finished(self, branch: str) -> str | None:
+        """The key of the last stage that finishes the candidate of this key, if there is any."""
+        stages = self.graph.finishing_of(branch)
+        return self.graph.keys[stages[-1].id] if stages else None
 
-    def exits_follow(self, tasks: Sequence[str]) -> list[str]:
-        """Those of these tasks whose chosen branch gets exits, or may get others, by what their files ask for now."""
+    def finishing(self, branches: Iterable[str]) -> list[Stage]:
+        """The stages that finish the candidates of these keys, by what their tasks ask for."""
+        return [stage for branch in branches for stage in self.graph.finishing_of(branch)]
+
+    def follow(self, tasks: Sequence[str], kind: StageKind) -> list[str]:
+        """Those of these tasks whose chosen branch gets a scope or exits (`kind`), or may get another, by what their
+        files ask for now.
+        """
         live = self.live_selection()
-        asking = {stage.task for stage in self.graph.exits.values()}.intersection(tasks)
+        asking = {stage.task for stage in self.graph.finishing.values() if stage.kind is kind}.intersection(tasks)
         if live is None or live.budget_key != self._budget_key():
             return sorted(asking)
         return sorted(task for task in asking if not self._as_filed(task, live))
@@ -262,12 +267,11 @@ class Assembly:
             raise AssertionError("every task has candidates")
         return choice, pinned
 
-    def kept(self, pinned: Collection[str], exits: Mapping[str, Stage]) -> list[str]:
-        """Those of the pinned tasks that keep their branch file too, with these stages of exits."""
+    def kept(self, pinned: Collection[str], chosen: Mapping[str, str]) -> list[str]:
+        """Those of the pinned tasks that keep their branch file too, of the chosen candidates (task -> key)."""
         live = self.live_selection()
         before = {} if live is None else live.exits
-        keys = {task: self.graph.keys[stage.id] for task, stage in exits.items()}
-        return [task for task in pinned if before.get(task) == keys.get(task)]
+        return [task for task in pinned if before.get(task) == self._finished(chosen[task])]
 
     def by_depth(self, options: Options) -> list[tuple[int, Choice | None]]:
         """The best set for each depth of the trunk, nothing pinned."""
@@ -280,14 +284,14 @@ class Assembly:
         return paper_rule(options.candidates, self.files.settings.search.marginal_gain)
 
     def release(self, asked: Sequence[str], options: Options, choice: Choice, note: str) -> Release:
-        """Merge the chosen branches, with the exits that their tasks ask for, which are done, and those of live tasks
-        that wait for a run of their own; prove them, go live.
+        """Merge the chosen branches, with the scope and exits that their tasks ask for, which are done, and those of
+        live tasks that wait for a run of their own; prove them, go live.
         """
         from trunkline.bundle.merge import merge
 
         chosen = {task: options.best[c.id] for task, c in choice.candidates.items()}
-        exits = self.exits({task: entry.key for task, entry in chosen.items()})
-        final = chosen | {task: self._entry(stage) for task, stage in exits.items()}
+        finished = {task: key for task, entry in chosen.items() if (key := self._finished(entry.key)) is not None}
+        final = chosen | {task: self.store.get(key) for task, key in finished.items()}
         branches = {task: entry.folder / BRANCH for task, entry in final.items()}
         live = self.releases.live()
         before = None if live is None else self.selection(live)
@@ -304,7 +308,7 @@ class Assembly:
             branch={task: entry.key for task, entry in chosen.items()},
             prepared={task: self.graph.keys[f"{task}/prepare"] for task in chosen},
             met=choice.met,
-            exits={task: self.graph.keys[stage.id] for task, stage in exits.items()},
+            exits=finished,
         )
         if before is not None:
             for task in waiting:

@@ -5,12 +5,13 @@
     teach     logits.safetensors    of the train rows
     tune      branch.safetensors
     distill   branch.safetensors
+    scope     branch.safetensors
     exits     branch.safetensors
     adapt     encoder/
 
 A training stage's result holds the metrics of every scored split (that of exits what speeds come to there, that of a
-foreign teacher its own on `valid`), the history and the seconds it took. torch is imported when the first training
-stage runs.
+scope the share that it flags, that of a foreign teacher its own metrics on `valid`), the history and the seconds it
+took. torch is imported when the first training stage runs.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from trunkline.project.data import TaskData, pinned, read_task
 from trunkline.project.files import PROJECT_FILE
 from trunkline.project.readers import read_texts
 from trunkline.project.rows import fold
+from trunkline.project.scope import check_scope
 from trunkline.project.soft import soft_labels
 from trunkline.project.speed import fastest
 
@@ -82,7 +84,9 @@ class Workshop:
                 return {**kept, "seconds": round(time.monotonic() - started, 1)}
             checkpoint = work / "checkpoint.pt"
             try:
-                if stage.kind is StageKind.EXITS:
+                if stage.kind is StageKind.SCOPE:
+                    kept = self._scope(stage, artifacts)
+                elif stage.kind is StageKind.EXITS:
                     kept = self._exits(stage, artifacts, checkpoint, report)
                 else:
                     kept = self._keep(self._train(stage, checkpoint, report), artifacts)
@@ -103,8 +107,9 @@ class Workshop:
     def _prepare(self, stage: Stage, artifacts: Path) -> dict[str, Any]:
         settings = pinned(self.files.tasks[stage.task], stage.fields["sources"])
         data = read_task(self.files.root, stage.task, settings)
-        # What is wrong with teachers is better known before anything is trained.
+        # What is wrong here is better known before anything is trained.
         check_teachers(self.files, {stage.task: data}, self.store.hashes)
+        check_scope(self.files, {stage.task: data})
         data.save(artifacts / DATA)
         for note in data.notes:
             self.say(f"{stage.task}: {note}")
@@ -279,6 +284,15 @@ class Workshop:
             crossing=fields.get("crossing", 1),
         )
 
+    def _scope(self, stage: Stage, artifacts: Path) -> dict[str, Any]:
+        from trunkline.model.branch import save_branch
+        from trunkline.training.scope import add_scope
+
+        candidate = self._entry(stage.needs[1]).result["branch"]
+        made = add_scope(self.material(stage.task), self._branch(stage.needs[1]), stage.fields["scope"]["false_alarms"])
+        save_branch(made.branch, artifacts / BRANCH)
+        return {"branch": candidate, "flagged": made.flagged}
+
     def _exits(self, stage: Stage, artifacts: Path, checkpoint: Path, report: Report) -> dict[str, Any]:
         from trunkline.model.branch import save_branch
         from trunkline.model.exits import Form
@@ -330,11 +344,16 @@ class Workshop:
         exits = {form: measured.branch[shape] for form, shape in shapes.items()}
         return Prices(measured.trunk.ms[slot], exits, measured.branch[own])
 
-    def check_teachers(self, stages: Iterable[Stage]) -> None:
-        """Raises ProjectError with all that is wrong with what teaches these stages, of tasks that are prepared."""
-        asked = {stage.task for stage in stages if stage.kind is StageKind.TEACH or "soft" in stage.fields}
-        ready = [task for task in sorted(asked) if self.graph.keys[f"{task}/prepare"] in self.store]
-        check_teachers(self.files, {task: self.data(task) for task in ready}, self.store.hashes)
+    def check(self, stages: Sequence[Stage]) -> None:
+        """Raises ProjectError for what these stages ask of data that cannot give it, of tasks that are prepared: with
+        all that is wrong with what teaches them, or with rates of false alarms.
+        """
+        taught = {stage.task for stage in stages if stage.kind is StageKind.TEACH or "soft" in stage.fields}
+        flagged = {stage.task for stage in stages if self.files.tasks[stage.task].scope.enabled}
+        ready = [task for task in sorted(taught | flagged) if self.graph.keys[f"{task}/prepare"] in self.store]
+        data = {task: self.data(task) for task in ready}
+        check_teachers(self.files, {task: data[task] for task in ready if task in taught}, self.store.hashes)
+        check_scope(self.files, data)
 
     def _teach(self, stage: Stage, artifacts: Path, report: Report) -> dict[str, Any]:
         """Ask a foreign teacher about the train rows, and about those of `valid` to see how good it is."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trunkline.atomic import write_json
-from trunkline.pipeline.stages import Graph, Stage, StageKind
+from trunkline.pipeline.stages import FINISHING, Graph, Stage
 from trunkline.pipeline.store import Store
 
 FILE = "plan.json"
@@ -30,7 +30,7 @@ class Step:
 
 
 def steps(graph: Graph, store: Store, among: Iterable[Stage] | None = None) -> list[Step]:
-    """The stages still to be run, in order, each with its reason: of these, or of all but exits."""
+    """The stages still to be run, in order, each with its reason: of these, or of all that finish no branch."""
     before = _recorded(store)
     found = []
     pending: set[str] = set()
@@ -46,14 +46,14 @@ def steps(graph: Graph, store: Store, among: Iterable[Stage] | None = None) -> l
 
 def record(graph: Graph, store: Store, tasks: Sequence[str], others: Collection[str]) -> None:
     """Remember what the stages of these tasks were made of, so that the next plan can say what changed; what is known
-    of `others` stays, and of exits what it was until they are done again.
+    of `others` stays, and of stages that finish a branch what it was until they are done again.
     """
     write_json(
         store.folder / FILE,
         {
             id: old
             for id, old in _recorded(store).items()
-            if old["task"] in others or (old["task"] in tasks and old["kind"] == StageKind.EXITS)
+            if old["task"] in others or (old["task"] in tasks and old["kind"] in FINISHING)
         }
         | {
             id: {"task": stage.task, "kind": stage.kind.value, "key": graph.keys[id], "fields": stage.fields}
@@ -83,7 +83,7 @@ def _why(stage: Stage, graph: Graph, before: dict[str, Any], pending: set[str]) 
         changes = sorted((list(_changes(o["fields"], stage.fields)) for o in gone), key=len)
         if changes and changes[0]:
             return ", ".join(changes[0])
-        return "its branch was chosen" if stage.kind is StageKind.EXITS else "not asked for before"
+        return "its branch was chosen" if stage.kind in FINISHING else "not asked for before"
     if changed := list(_changes(old["fields"], stage.fields)):
         return ", ".join(changed)
     if old["key"] == graph.keys[stage.id]:

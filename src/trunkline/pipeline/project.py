@@ -28,6 +28,7 @@ from trunkline.pipeline.store import Entry, Store
 from trunkline.pipeline.trunks import Trunks
 from trunkline.project.config import ProjectFiles, TaskSettings, load_files
 from trunkline.project.data import read_project
+from trunkline.project.scope import check_scope
 from trunkline.project.sources import Commits
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do: stages in order, whether merge and release follow, and for which tasks exits of the branch
-    that will be chosen.
+    """What a run would do: stages in order, whether merge and release follow, and for which tasks exits, or a scope, of
+    the branch that will be chosen.
     """
 
     steps: list[Step]
@@ -57,6 +58,7 @@ class Plan:
     merges: bool
     removed: tuple[str, ...]
     exits: tuple[str, ...] = ()
+    scope: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,8 @@ class Project:
         done = sum(graph.keys[stage.id] in self.store for stage in graph.stages.values())
         assembly = self._assembly(graph, Silent())
         current = live is not None and assembly.up_to_date() and self._reported(live, assembly)
-        return Plan(steps, done, bool(steps) or not current, removed, tuple(assembly.exits_follow(names)))
+        exits, scope = (tuple(assembly.follow(names, kind)) for kind in (StageKind.EXITS, StageKind.SCOPE))
+        return Plan(steps, done, bool(steps) or not current, removed, exits, scope)
 
     def run(
         self,
@@ -169,8 +172,8 @@ class Project:
         show: Show | None = None,
         agree: Agree | None = None,
     ) -> RunResult:
-        """Do every stage that is not done, then select, train exits where they are asked for, merge, prove, release and
-        report.
+        """Do every stage that is not done, then select, finish the chosen branches with the scope and exits that are
+        asked for, merge, prove, release and report.
 
         With `tasks`, only theirs; other tasks stay as they were released, and their data need not be there. A released
         task keeps its branch while its own stages and the budget are unchanged; `reselect` chooses anew for all.
@@ -195,12 +198,12 @@ class Project:
                 record()
             else:
                 agree = _and_then(agree, record)  # what was refused is no reason for later stages
-            release, report, exits = self._assemble(
+            release, report, finishing = self._assemble(
                 assembly, workshop, show, names, agree, reselect=reselect, anew=reselect or remeasure
             )
-            if exits:
+            if finishing:
                 record()
-            return RunResult(release, len(steps) + exits, report)
+            return RunResult(release, len(steps) + finishing, report)
 
     def train(self, stages: Collection[str], *, show: Show | None = None) -> Workshop:
         """Do those of `stages`, by id, that are not done, and what they need; nothing is selected or released.
@@ -222,7 +225,7 @@ class Project:
         return Workshop(self.files, self.source, graph, self.store, show.say)
 
     def _train(self, workshop: Workshop, steps: Sequence[Step], show: Show) -> None:
-        workshop.check_teachers([step.stage for step in steps])
+        workshop.check([step.stage for step in steps])
         for number, step in enumerate(steps, 1):
             show.begin(step.stage.id, number, len(steps), f"{step.why}; resumes" if step.resumes else step.why)
             started = time.monotonic()
@@ -240,7 +243,7 @@ class Project:
         reselect: bool,
         anew: bool,
     ) -> tuple[Release | None, dict[str, Any], int]:
-        """The release, its report, and how many stages of exits were run for it."""
+        """The release, its report, and how many stages were run for it that finish a branch."""
         from trunkline.pipeline.results import make_report
 
         live = self.releases.live()
@@ -253,10 +256,10 @@ class Project:
         choice, pinned = assembly.select(options, names, reselect=reselect)
         if agree is not None and not agree(self._changes(assembly, options, choice)):
             return live, {}, 0
-        exits = assembly.exits({task: options.best[c.id].key for task, c in choice.candidates.items()})
-        steps = planning.steps(assembly.graph, self.store, exits.values())
+        chosen = {task: options.best[c.id].key for task, c in choice.candidates.items()}
+        steps = planning.steps(assembly.graph, self.store, assembly.finishing(chosen.values()))
         self._train(workshop, steps, show)
-        kept = assembly.kept(pinned, exits)
+        kept = assembly.kept(pinned, chosen)
         release = assembly.release(names, options, choice, _note(live, choice.candidates, kept, self.tasks))
         report = make_report(assembly, options, release, show.say)
         write_json(self.report_file, report)
@@ -364,6 +367,9 @@ class Project:
             return ", ".join(f"{count:,} {name}" for name, count in rows.items())
         if step.stage.kind is StageKind.EXITS:
             return _exits_kept(entry.result)
+        if step.stage.kind is StageKind.SCOPE:
+            shares = entry.result["flagged"].items()
+            return "flags " + ", ".join(f"{100 * share:.1f} % of {split}" for split, share in shares)
         metric = self.files.tasks[step.stage.task].primary_metric
         if step.stage.kind is StageKind.TEACH and metric not in entry.result["metrics"]["valid"]:
             return "asked"  # `valid` has no query with both labels
@@ -378,6 +384,7 @@ def check(root: Path) -> dict[str, dict[str, Any]]:
     files, data = read_project(root)
     project = Project(root)
     check_teachers(files, data, project.store.hashes)
+    check_scope(files, data)
     _ = project.graph  # the grid fits the encoder
     return {
         name: {

@@ -104,18 +104,37 @@ def _task(
             "calibration": _calibration(best.result["calibration"], split),
             "ms": picked.ms,
         },
+        "scope": _scope(assembly, best, split),
         "exits": _exits(assembly, best, split),
     }
+
+
+def _finishing(assembly: Assembly, best: Entry, kind: StageKind) -> tuple[Stage, dict[str, Any]] | None:
+    """The stage of this kind that finished a branch, and its result; None where the task asks for none."""
+    stage = next((stage for stage in assembly.graph.finishing_of(best.key) if stage.kind is kind), None)
+    return None if stage is None else (stage, assembly.store.get(assembly.graph.keys[stage.id]).result)
+
+
+def _scope(assembly: Assembly, best: Entry, split: str) -> dict[str, float] | None:
+    """The rate of false alarms that a task asks for, and the share of `valid` and of the reported split that its branch
+    flags. None where the task asks for no scope.
+    """
+    found = _finishing(assembly, best, StageKind.SCOPE)
+    if found is None:
+        return None
+    stage, result = found
+    asked = stage.fields["scope"]["false_alarms"]
+    return {"asked": asked, "valid": result["flagged"]["valid"], "reported": result["flagged"][split]}
 
 
 def _exits(assembly: Assembly, best: Entry, split: str) -> dict[str, Any] | None:
     """The exits of a branch, and what its speeds come to: layers, as a fraction of all, and time on the reported split.
     None where the task asks for none.
     """
-    stage = assembly.graph.exits_of(best.key)
-    if stage is None:
+    finished = _finishing(assembly, best, StageKind.EXITS)
+    if finished is None:
         return None
-    found = assembly.store.get(assembly.graph.keys[stage.id]).result
+    stage, found = finished
     at = {name: {point["speed"]: point for point in points} for name, points in found["speeds"].items()}
     asked = [{"keep": None, "speed": 0.0}, *found["keeps"]] if at else []
     return {

@@ -6,7 +6,7 @@ text, comments or fields that it does not read. Knows project files and hashes; 
     prepare ─► full                                    (the baseline, and a teacher)
             ├► teach                                   what a foreign teacher says of the train rows
             └► tune (L) ─► distill (L, l)              trunk states at the fork are a cache below these, no stage
-                   └──────────┴─► exits                of the candidate that is selected, where a task asks for them
+                   └──────────┴─► scope ─► exits       of the candidate that is selected, where a task asks for them
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trunkline.pipeline.foreign import foreign_teachers
 from trunkline.pipeline.misfits import misfits
 from trunkline.pipeline.store import key_of
 from trunkline.pipeline.ways import GRID, Teacher, teach_id, teachers_of, ways
-from trunkline.project.config import CostSettings, ExitSettings, ProjectFiles, TaskSettings
+from trunkline.project.config import CostSettings, ExitSettings, ProjectFiles, ScopeSettings, TaskSettings
 from trunkline.project.data import data_fields, hub_sets, pinned, read_task, reads_pairs, sources
 from trunkline.project.hub import HubError
 from trunkline.project.sources import Commits
@@ -46,6 +46,8 @@ class StageKind(StrEnum):
     """Fine-tune the top L layers over frozen trunk states."""
     DISTILL = "distill"
     """Distil tuned layers into the l of a student."""
+    SCOPE = "scope"
+    """Find what tells texts that are unlike those of a finished branch."""
     EXITS = "exits"
     """Give a finished branch exits, and find out what speeds come to."""
 
@@ -56,9 +58,13 @@ VERSIONS = {
     StageKind.TEACH: 1,
     StageKind.TUNE: 3,
     StageKind.DISTILL: 3,
+    StageKind.SCOPE: 1,
     StageKind.EXITS: 2,
 }
 """Raised when a stage would give another result from the same fields."""
+
+FINISHING = (StageKind.SCOPE, StageKind.EXITS)
+"""What a selected branch goes through, in this order, where its task asks for it."""
 
 
 @dataclass(frozen=True)
@@ -80,17 +86,17 @@ class Stage:
 class Graph:
     """The stages of a project's tasks, every stage after those it needs.
 
-    `exits` are apart from `stages`: there is one for each candidate of a task that asks for exits, and only those of
-    selected candidates are ever run.
+    Those that finish a branch are apart from `stages`: every candidate of a task that asks for them has some, and only
+    those of selected candidates are ever run.
     """
 
     stages: dict[str, Stage]
-    exits: dict[str, Stage] = field(default_factory=dict)
+    finishing: dict[str, Stage] = field(default_factory=dict)
 
     @cached_property
     def all(self) -> dict[str, Stage]:
         """Both, by id."""
-        return {**self.stages, **self.exits}
+        return {**self.stages, **self.finishing}
 
     @cached_property
     def keys(self) -> dict[str, str]:
@@ -103,12 +109,20 @@ class Graph:
         return keys
 
     def of(self, task: str, *kinds: StageKind) -> list[Stage]:
-        """The stages of a task but for exits, of these kinds or of all."""
+        """The stages of a task but for those that finish a branch, of these kinds or of all."""
         return [stage for stage in self.stages.values() if stage.task == task and (not kinds or stage.kind in kinds)]
 
-    def exits_of(self, branch: str) -> Stage | None:
-        """The stage that gives exits to the candidate of this key, if its task asks for them."""
-        return next((stage for stage in self.exits.values() if self.keys[stage.needs[-1]] == branch), None)
+    def finishing_of(self, branch: str) -> list[Stage]:
+        """What the candidate of this key goes through once it is selected, in order; nothing if its task asks for none.
+
+        The branch file of the last is the one that is merged.
+        """
+        found: list[Stage] = []
+        while stages := [stage for stage in self.finishing.values() if self.keys[stage.needs[-1]] == branch]:
+            [stage] = stages
+            found.append(stage)
+            branch = self.keys[stage.id]
+        return found
 
     @property
     def tasks(self) -> list[str]:
@@ -166,11 +180,11 @@ def graph(files: ProjectFiles, source: Source, tasks: Mapping[str, TaskFiles]) -
     if problems:
         raise ProjectError(problems)
     stages: dict[str, Stage] = {}
-    exits: dict[str, Stage] = {}
+    finishing: dict[str, Stage] = {}
     for name, data in tasks.items():
         for stage in _after_needs(_task_stages(name, files.tasks[name], files, source, data)):
-            (exits if stage.kind is StageKind.EXITS else stages)[stage.id] = stage
-    return Graph(stages, exits)
+            (finishing if stage.kind in FINISHING else stages)[stage.id] = stage
+    return Graph(stages, finishing)
 
 
 def _after_needs(stages: Iterable[Stage]) -> Iterator[Stage]:
@@ -244,8 +258,12 @@ def _task_stages(
                 )
                 for candidate in (tune, *_students(name, settings, common, reading, tune, full[0], data)):
                     yield candidate
+                    finished = candidate
+                    if settings.scope.enabled:
+                        finished = _scope(candidate, common, settings.scope)
+                        yield finished
                     if settings.exits.enabled:
-                        yield _exits(candidate, common, settings.exits, project.cost)
+                        yield _exits(candidate, finished, common, settings.exits, project.cost)
 
 
 def _full(name: str, settings: TaskSettings, common: dict[str, Any], pairs: bool, prepare: Stage) -> Iterator[Stage]:
@@ -328,7 +346,20 @@ def _students(
             )
 
 
-def _exits(candidate: Stage, common: dict[str, Any], settings: ExitSettings, cost: CostSettings) -> Stage:
+def _scope(candidate: Stage, common: dict[str, Any], settings: ScopeSettings) -> Stage:
+    return Stage(
+        f"{candidate.id}/scope",
+        StageKind.SCOPE,
+        candidate.task,
+        {**common, "scope": settings.model_dump(mode="json", exclude={"enabled"})},
+        (f"{candidate.task}/{StageKind.PREPARE}", candidate.id),
+    )
+
+
+def _exits(
+    candidate: Stage, finished: Stage, common: dict[str, Any], settings: ExitSettings, cost: CostSettings
+) -> Stage:
+    """`finished` is the candidate, or what gives it a scope: exits rest on that."""
     return Stage(
         f"{candidate.id}/exits",
         StageKind.EXITS,
@@ -342,5 +373,5 @@ def _exits(candidate: Stage, common: dict[str, Any], settings: ExitSettings, cos
             # Those that pay are told by time.
             "cost": cost.model_dump(mode="json", include={"batch", "tokens", "engine"}),
         },
-        (f"{candidate.task}/{StageKind.PREPARE}", candidate.id),
+        (f"{candidate.task}/{StageKind.PREPARE}", finished.id),
     )

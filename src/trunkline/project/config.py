@@ -321,6 +321,20 @@ class ExitSettings(TrainSettings):
     epochs: float = Field(default=5.0, gt=0, le=1000, description="Passes over train.")
 
 
+class ScopeSettings(Settings):
+    """Texts that are unlike those that the task was trained on are flagged, by the states that the chosen branch reads
+    anyway: [out of scope](out-of-scope.md).
+    """
+
+    enabled: bool = Field(default=False, description="Whether the chosen branch flags texts that are out of scope.")
+    false_alarms: float = Field(
+        default=0.05,
+        gt=0,
+        lt=1,
+        description="Share of the texts that are in scope which are flagged all the same, as `valid` says.",
+    )
+
+
 class TaskSettings(Settings):
     """tasks/NAME.toml."""
 
@@ -339,6 +353,7 @@ class TaskSettings(Settings):
     tune: TuneSettings = Field(default=TuneSettings(), description="Partial fine-tuning.")
     full: FullSettings = Field(default=FullSettings(), description="Full fine-tuning.")
     distill: DistillSettings = Field(default=DistillSettings(), description="Distillation.")
+    scope: ScopeSettings = Field(default=ScopeSettings(), description="Out-of-scope flags of the chosen branch.")
     exits: ExitSettings = Field(default=ExitSettings(), description="Exits of the chosen branch.")
 
     @property

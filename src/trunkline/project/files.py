@@ -23,7 +23,7 @@ from trunkline.project.teachers import called, foreign, own, soft_file
 PROJECT_FILE = "project.toml"
 TASKS_FOLDER = "tasks"
 
-_NOT_FOR_DATA = frozenset({"max_tokens", "tune", "full", "distill"})
+_NOT_FOR_DATA = frozenset({"max_tokens", "tune", "full", "distill", "scope"})
 
 Model = TypeVar("Model", bound=Settings)
 

@@ -151,7 +151,9 @@ class Answer:
     """What a task says about one input; the fields that its kind does not have are None (or empty for `scores`).
 
     `exit_layer`, the layers that were run, and `uncertainty` of the exit or head that answered are there where a speed
-    above 0 was asked of a task that has exits.
+    above 0 was asked of a task that has exits. `scope` is there where the task flags texts that are unlike those it was
+    trained on: how far beyond the limit this one is, in standard deviations of the texts of `valid`; above 0 it is
+    `out_of_scope`.
     """
 
     label: str | None = None
@@ -163,6 +165,8 @@ class Answer:
     tags: list[str] | None = None
     exit_layer: int | None = None
     uncertainty: float | None = None
+    out_of_scope: bool | None = None
+    scope: float | None = None
 
 
 def answer(

@@ -92,8 +92,21 @@ class Exits:
 
 
 @dataclass(frozen=True)
+class Scope:
+    """The share of texts in scope that may be flagged as out of it, and what is flagged of `valid` and of the reported
+    split.
+    """
+
+    asked: float
+    valid: float
+    reported: float
+
+
+@dataclass(frozen=True)
 class Task:
-    """One task: what was tried, what was chosen, and what full fine-tuning gives; `exits` where it asks for them."""
+    """One task: what was tried, what was chosen, and what full fine-tuning gives; `scope` and `exits` where it asks for
+    them.
+    """
 
     name: str
     kind: str
@@ -103,6 +116,7 @@ class Task:
     baseline: Baseline | None
     candidates: tuple[Candidate, ...]
     chosen: Chosen | None
+    scope: Scope | None
     exits: Exits | None
     notes: tuple[str, ...]
 
@@ -233,6 +247,7 @@ def _task(name: str, data: Mapping[str, Any]) -> Task:
         baseline=_baseline(baseline) if baseline else None,
         candidates=tuple(_candidate(_mapping(one)) for one in data.get("candidates") or ()),
         chosen=_chosen(chosen) if chosen else None,
+        scope=_scope(_mapping(data.get("scope"))),
         exits=_exits(_mapping(data["exits"])) if data.get("exits") else None,
         notes=tuple(_text(note) for note in data.get("notes") or ()),
     )
@@ -274,6 +289,13 @@ def _calibration(data: Mapping[str, Any]) -> Calibration | None:
     if temperature is None or before is None or after is None:
         return None
     return Calibration(temperature, before, after)
+
+
+def _scope(data: Mapping[str, Any]) -> Scope | None:
+    asked, valid, reported = (_number(data.get(key)) for key in ("asked", "valid", "reported"))
+    if asked is None or valid is None or reported is None:
+        return None
+    return Scope(asked, valid, reported)
 
 
 def _exits(data: Mapping[str, Any]) -> Exits:

@@ -43,6 +43,8 @@ def task_section(content: Content, task: Task, index: int) -> str:
             chosen += "." if whole is None else f"; its full model takes {wording.milliseconds(whole)}."
         if task.chosen.calibration is not None:
             chosen += f" {wording.calibration(task.chosen.calibration, task.reported)}"
+        if task.scope is not None:
+            chosen += f" {wording.scope(task.scope, task.reported)}"
     notes = "".join(f"<li>{escape(note)}</li>" for note in task.notes)
     notes = f'<ul class="notes" aria-label="Notes">{notes}</ul>' if notes else ""
     facts = " · ".join(part for part in (task.kind, task.metric, f"rows: {rows}" if rows else "") if part)

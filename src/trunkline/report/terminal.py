@@ -18,7 +18,7 @@ from trunkline.report.content import Content, Exits, read
 
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
-    """Print the headline, the tasks and their exits, the model against N separate ones, the selection and the notes."""
+    """Print the headline, the tasks with scope and exits, the model against N separate ones, selection and notes."""
     content = read(report)
     verdict, sentence = wording.budget(content)
     console.print(Text(wording.headline(content), style="bold"))
@@ -26,6 +26,8 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     if content.tasks:
         console.print(_tasks(content))
     for task in content.tasks:
+        if task.scope:
+            console.print(Text.assemble((f"{task.name}: ", "bold"), wording.scope(task.scope, task.reported)))
         if task.exits:
             console.print(Text.assemble((f"{task.name}: ", "bold"), wording.exits(task.exits)))
             if task.exits.speeds:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from trunkline.report.content import Calibration, Candidate, Choice, Chosen, Content, Exits, Merged, Speed
+from trunkline.report.content import Calibration, Candidate, Choice, Chosen, Content, Exits, Merged, Scope, Speed
 
 MISSING = "–"
 READINGS = {"single": "single text", "joint": "pair, joint", "separate": "pair, separate"}
@@ -71,6 +71,14 @@ def calibration(found: Calibration, split: str) -> str:
     return (
         f"Its scores are calibrated on valid (temperature {found.temperature:.2f}): on {split} they miss its accuracy "
         f"by {number(found.after)} on average (ECE), {number(found.before)} before."
+    )
+
+
+def scope(found: Scope, split: str) -> str:
+    """How often a text in scope is flagged, in a sentence."""
+    return (
+        f"Texts out of scope are flagged, and {percent(found.asked)} of those in scope may be: "
+        f"{percent(found.valid)} of valid and {percent(found.reported)} of {split} are."
     )
 
 

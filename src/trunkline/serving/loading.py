@@ -110,6 +110,7 @@ def describe(bundle: Bundle) -> ModelInfo:
             loaded=loaded,
             exits=tuple(one.depth for one in spec.exits),
             speeds=spec.speeds,
+            false_alarms=None if spec.scope is None else spec.scope.false_alarms,
         )
     trunk, choice = bundle.manifest.trunk, bundle.loader.choice
     return ModelInfo(

@@ -109,7 +109,8 @@ class EntitySpan(_Wire):
 class TaskAnswer(_Wire):
     """What a task says about one input. Classification and relevance give a label, its score and all scores; multilabel
     gives labels and scores, regression a score, tagging spans, words and tags. What a kind does not give is left out.
-    Where the text left and how uncertain that was is there for tasks that were run at a speed above 0.
+    Where the text left and how uncertain that was is there for tasks that were run at a speed above 0, and scope for
+    tasks that flag texts unlike those they were trained on.
     """
 
     label: str | SkipJsonSchema[None] = None
@@ -124,6 +125,16 @@ class TaskAnswer(_Wire):
     ] = None
     uncertainty: Annotated[
         float | SkipJsonSchema[None], Field(description="Of the exit or head that answered, from 0 to 1.")
+    ] = None
+    out_of_scope: Annotated[
+        bool | SkipJsonSchema[None], Field(description="Whether the text is unlike those the task was trained on.")
+    ] = None
+    scope: Annotated[
+        float | SkipJsonSchema[None],
+        Field(
+            description="How far the text is beyond the limit of what is in scope, in standard deviations; below it "
+            "where negative."
+        ),
     ] = None
     branch: Annotated[str, Field(description="The version of the branch that answered.")]
 
@@ -177,6 +188,10 @@ class ServedTask(_Wire):
     loaded: bool
     exits: Annotated[list[int], Field(description="Layers after which a text may leave, where a speed is asked for.")]
     speeds: Annotated[list[SpeedPoint], Field(description="What speeds came to on `valid`; none without exits.")]
+    false_alarms: Annotated[
+        float | None,
+        Field(description="Share of texts in scope that are flagged as out of it; null for a task that flags none."),
+    ]
 
 
 class ServedTasks(_Wire):

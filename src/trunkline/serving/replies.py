@@ -22,6 +22,7 @@ class TaskInfo:
 
     `pair` says that it reads `text_pair` too; `branch` is the first 16 hex digits of the branch's hash. `exits` are the
     depths at which a text may leave, and `speeds` what speeds came to when they were measured; none without exits.
+    `false_alarms` is the rate at which texts in scope are flagged as out of it; None for a task that flags none.
     """
 
     name: str
@@ -36,6 +37,7 @@ class TaskInfo:
     loaded: bool = True
     exits: tuple[int, ...] = ()
     speeds: tuple[SpeedPoint, ...] = ()
+    false_alarms: float | None = None
 
     @property
     def depth(self) -> int:

@@ -9,7 +9,7 @@ Notation: B rows, T tokens, H width, C outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trunkline.model.branch import Branch, BranchSpec, Reading, in_unit, may_exit
+from trunkline.model.branch import Branch, BranchSpec, Reading, in_unit, may_exit, scope_depths
 from trunkline.model.exits import ExitSpec, Form, new_exit
+from trunkline.model.scope import Scope
 from trunkline.project.speed import Rule, SpeedPoint
 from trunkline.project.tasks import Kind
 from trunkline.training.calibration import fit_temperature, flatten
@@ -40,6 +41,7 @@ from trunkline.training.leaving import (
 from trunkline.training.loop import BatchRows, Epochs, Outcome, Schedule, by_length, fit
 from trunkline.training.losses import IGNORE, exit_loss
 from trunkline.training.material import FIT, Logits, TaskMaterial
+from trunkline.training.scope import fit_scopes, out_of_scope, with_scopes
 from trunkline.training.states import TOKENS_PER_PASS, at_forks
 
 
@@ -114,7 +116,8 @@ def add_exits(
     """Train exits of these forms for `branch`, choose among them on `valid`, and give the branch with those.
 
     `depths` are where exits shall stand; those at which this branch can have none are left out, and said. None given:
-    those that save time by `prices`, which is called where there are exits to choose among.
+    those that save time by `prices`, which is called where there are exits to choose among. A branch that has a scope
+    gets one at every exit in the trunk too, and rows that are beyond it do not leave there.
     """
     spec = branch.spec
     allowed = may_exit(spec)
@@ -130,8 +133,9 @@ def add_exits(
     exits, outcome = _train(material, branch.eval(), places, schedule, checkpoint, report)
     head, found = _logits(material, branch, exits, "valid", places)
     temperatures = {place: _temperature(material, spec, logits) for place, logits in found.items()}
+    scopes = _scopes(material, branch, {depth for depth, _ in places})
     ms = prices()
-    outcomes = Outcomes(spec, rule, ms, _said(material, spec, "valid", head, found, temperatures))
+    outcomes = Outcomes(spec, rule, ms, _said(material, spec, scopes, "valid", head, found, temperatures))
     kept = (
         at_depths(outcomes, sorted({depth for depth, _ in places}), forms) if depths else worthwhile(outcomes, places)
     )
@@ -146,11 +150,27 @@ def add_exits(
     for split in material.splits():
         if split not in speeds:
             head, found = _logits(material, branch, exits, split, kept)
-            said = _said(material, spec, split, head, found, temperatures)
+            said = _said(material, spec, scopes, split, head, found, temperatures)
             speeds[split] = Outcomes(spec, rule, ms, said).points(kept, errors=False)
     made = tuple(ExitSpec(depth=depth, form=form, temperature=temperatures[depth, form]) for depth, form in kept)
     update = {"exits": made, "rule": rule, "speeds": speeds["valid"]}
-    return WithExits(_joined(branch, spec.model_copy(update=update), exits), outcome, speeds)
+    joined = _joined(branch, spec.model_copy(update=update), exits)
+    if spec.scope is not None:
+        kept_scopes = {depth: scopes[depth] for depth in scope_depths(joined.spec)}
+        joined = with_scopes(joined, joined.spec, kept_scopes, spec.scope.false_alarms)
+    return WithExits(joined, outcome, speeds)
+
+
+def _scopes(material: TaskMaterial, branch: Branch, depths: Collection[int]) -> dict[int, Scope]:
+    """The branch's scope at its fork, and one at each of these depths before it; none if it has none."""
+    spec = branch.spec
+    if spec.scope is None:
+        return {}
+    before = [depth for depth in depths if depth < spec.fork]
+    found = fit_scopes(material, spec, before, spec.scope.false_alarms) if before else {}
+    own = branch.scopes[str(spec.fork)].cpu()  # where mean states are
+    assert isinstance(own, Scope)
+    return {**found, spec.fork: own}
 
 
 def _left_out(spec: BranchSpec, misfits: Sequence[int]) -> str:
@@ -233,6 +253,7 @@ def _temperature(material: TaskMaterial, spec: BranchSpec, logits: Logits) -> fl
 def _said(
     material: TaskMaterial,
     spec: BranchSpec,
+    scopes: Mapping[int, Scope],
     split: str,
     head: Logits,
     exits: dict[Place, Logits],
@@ -240,6 +261,8 @@ def _said(
 ) -> Said:
     pool, picks = material.splits()[split]
     rows = material.rows(pool).take(picks)
+    judged = {min(depth, spec.fork) for depth, _ in exits}
+    strange = out_of_scope(material, spec, {depth: scopes[depth] for depth in judged}, split) if scopes else {}
     words = None
     if spec.kind is Kind.TAGGING:
         words = _padded(material.examples(pool, spec.reading).read_words(picks))
@@ -249,6 +272,7 @@ def _said(
         words=words,
         metric=lambda logits, some: material.metrics(rows.take(some), logits[some])[material.metric],
         clusters=np.arange(len(rows)) if rows.groups is None else np.unique(rows.groups, return_inverse=True)[1],
+        out_of_scope={depth: strange[min(depth, spec.fork)] for depth, _ in exits} if scopes else {},
     )
 
 

@@ -9,7 +9,7 @@ Notation: n rows, W words of the longest, C outputs, E exits.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
@@ -57,7 +57,8 @@ class Prices:
 @dataclass(frozen=True)
 class Said:
     """What a branch says of the rows of one split on its way: calibrated logits (n, C), or for tagging (n, W, C) with
-    `words` (n, W), those that count. `metric` scores logits of some of the rows, by their numbers; `clusters` (n,) are
+    `words` (n, W), those that count. `out_of_scope` (n,) of exits by depth, nothing without a scope, are rows that do
+    not leave there. `metric` scores logits of some of the rows, by their numbers; `clusters` (n,) are
     equal for rows that are judged together, as are those of one query.
     """
 
@@ -66,6 +67,7 @@ class Said:
     words: NDArray[np.bool_] | None
     metric: Callable[[NDArray[Any], NDArray[np.int64]], float]
     clusters: NDArray[np.int64]
+    out_of_scope: Mapping[int, NDArray[np.bool_]] = field(default_factory=dict)
 
 
 class Outcomes:
@@ -112,10 +114,10 @@ class Outcomes:
         ordered = sorted(places)
         costs = self._prices.costs(self._spec.fork, ordered)
         depths = np.asarray([*(depth for depth, _ in ordered), self._spec.depth])
-        unsure = self._uncertainties(ordered)
+        unsure, stay = self._uncertainties(ordered), self._stay(ordered)
         points: list[tuple[SpeedPoint, NDArray[np.int16]]] = []
         for speed in speeds:
-            leaves = unsure < speed
+            leaves = (unsure < speed) & ~stay
             left = np.where(leaves.any(1), leaves.argmax(1), len(ordered))  # (n,) positions in `ordered`, or the head
             names = np.asarray([*(self._names[place] for place in ordered), 0], dtype=np.int16)[left]
             point = SpeedPoint(
@@ -135,6 +137,11 @@ class Outcomes:
         said = self._said
         found = [trail.uncertainty(said.exits[place], self._rows, said.words) for place in places]
         return np.stack(found, axis=1)
+
+    def _stay(self, places: Sequence[Place]) -> NDArray[np.bool_]:
+        """(n, E): which rows do not leave at each exit, however sure it is."""
+        none = np.zeros(len(self._rows), dtype=bool)
+        return np.stack([self._said.out_of_scope.get(depth, none) for depth, _ in places], axis=1)
 
     def _quality(self, names: NDArray[np.int16]) -> float:
         """The metric of rows each answered where `names` says; equal mixtures, of which there are many, once."""

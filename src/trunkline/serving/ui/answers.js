@@ -24,6 +24,7 @@ export function row(task, answer, text) {
     head.append(...said(answer));
     made.append(scores(task, answer));
   }
+  if (answer?.out_of_scope) head.append(element("p", { class: "strange" }, "out of scope"));
   if (answer?.exit_layer) head.append(element("small", {}, left(task, answer)));
   return made;
 }
