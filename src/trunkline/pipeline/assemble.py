@@ -1,23 +1,20 @@
 """From finished candidates to a live release: measure costs, select, merge, prove, publish, evaluate.
 
-Knows the results of stages, never how they were trained. What was selected for a bundle is kept beside it in
-`selections/<bundle id>.json`: a task that is released keeps its branch until its own stages or the budget change, so
-that adding or removing one task never moves another (promise 2). `reselect` lifts that. Of a task that asks for a scope
-or exits, the file that is merged is that of its chosen candidate with them.
+Knows the results of stages, never how they were trained. A task that is released keeps its branch until its own stages
+or the budget change, so that adding or removing one task never moves another (promise 2). `reselect` lifts that. Of a
+task that asks for a scope or exits, the file that is merged is that of its chosen candidate with them.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trunkline.atomic import write_json
 from trunkline.bundle.manifest import read_manifest, verify
 from trunkline.bundle.release import Release, Releases
 from trunkline.errors import BundleError, UsageError
@@ -25,6 +22,7 @@ from trunkline.model.source import Source
 from trunkline.pipeline.costs import Measured, full_shapes, measure, shape_of
 from trunkline.pipeline.execute import BRANCH
 from trunkline.pipeline.select import Budget, Candidate, Choice, choose, paper_rule
+from trunkline.pipeline.selections import Selection, Selections
 from trunkline.pipeline.stages import Graph, Stage, StageKind
 from trunkline.pipeline.store import Entry, Store, key_of
 from trunkline.project.config import ProjectFiles
@@ -54,24 +52,6 @@ class Options:
     measured: Measured
 
 
-@dataclass
-class Selection:
-    """What was chosen for a bundle, and from what."""
-
-    wish: str
-    candidates_key: dict[str, str]
-    budget_key: str
-    chosen: dict[str, str]  # task -> candidate id
-    branch: dict[str, str]  # task -> stage key of the branch
-    prepared: dict[str, str]  # task -> stage key of its data
-    met: bool = True
-    exits: dict[str, str] = field(default_factory=dict)  # task -> stage key of the finished branch, with scope or exits
-
-    def file_of(self, task: str) -> str:
-        """The stage whose branch file was merged."""
-        return self.exits.get(task, self.branch[task])
-
-
 class Assembly:
     """Turns a project's finished stages into its live release."""
 
@@ -80,6 +60,7 @@ class Assembly:
     ) -> None:
         self.files, self.source, self.graph, self.store, self.say = files, source, graph, store, say
         self.releases = Releases(store.folder)
+        self.selections = Selections(store.selections)
 
     def finished(self, asked: Sequence[str]) -> list[str]:
         """Tasks with every stage in the store: those asked for, and others that are live just as their files say."""
@@ -133,17 +114,7 @@ class Assembly:
     def live_selection(self) -> Selection | None:
         """The selection of the live release, if it is known."""
         live = self.releases.live()
-        return None if live is None else self.selection(live)
-
-    def selection(self, release: Release) -> Selection | None:
-        """The selection that a release was made from."""
-        try:
-            return Selection(**json.loads(self._selection_file(release.bundle).read_text()))
-        except (OSError, ValueError, TypeError):
-            return None
-
-    def _selection_file(self, bundle: str) -> Path:
-        return self.store.selections / f"{Path(bundle).name}.json"
+        return None if live is None else self.selections.of(live)
 
     def up_to_date(self) -> bool:
         """Whether the live release is what the files ask for, and its bundle whole."""
@@ -294,7 +265,7 @@ class Assembly:
         final = chosen | {task: self.store.get(key) for task, key in finished.items()}
         branches = {task: entry.folder / BRANCH for task, entry in final.items()}
         live = self.releases.live()
-        before = None if live is None else self.selection(live)
+        before = None if live is None else self.selections.of(live)
         others = self.files.tasks.keys() - chosen
         waiting = set() if before is None else before.branch.keys() & others
         budget_key = self._budget_key()
@@ -314,16 +285,12 @@ class Assembly:
             for task in waiting:
                 # From the store, not from the live bundle: that one may be damaged.
                 branches[task] = self.store.get(before.file_of(task)).folder / BRANCH
-                for name in ("candidates_key", "chosen", "branch", "prepared", "exits"):
-                    if task in getattr(before, name):
-                        getattr(selection, name)[task] = getattr(before, name)[task]
+                selection.take(task, before)
         self.store.bundles.mkdir(parents=True, exist_ok=True)
         previous = self._whole(live)
         name = self.files.settings.name or self.files.root.name
         bundle = merge(self.source, branches, self.probes(selection.prepared), self.store.bundles, previous, name=name)
-        file = self._selection_file(bundle.name)
-        file.parent.mkdir(exist_ok=True)
-        write_json(file, vars(selection))
+        self.selections.keep(bundle.name, selection)
         self._say_int8(live, bundle)
         return self.releases.publish(bundle, note)
 
@@ -358,7 +325,7 @@ class Assembly:
         """task -> split -> metrics of the merged model on the reported splits, through the engine; each kept in the
         store.
         """
-        selection = self.selection(release)
+        selection = self.selections.of(release)
         if selection is None:
             return {}
         found: dict[str, dict[str, dict[str, float]]] = {}

@@ -7,7 +7,6 @@
     distill   branch.safetensors
     scope     branch.safetensors
     exits     branch.safetensors
-    adapt     encoder/
 
 A training stage's result holds the metrics of every scored split (that of exits what speeds come to there, that of a
 scope the share that it flags, that of a foreign teacher its own metrics on `valid`), the history and the seconds it
@@ -17,7 +16,7 @@ took. torch is imported when the first training stage runs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,18 +32,13 @@ from trunkline.pipeline.store import Entry, Store
 from trunkline.pipeline.ways import teach_id, teaching_of
 from trunkline.project.config import ProjectFiles
 from trunkline.project.data import TaskData, pinned, read_task
-from trunkline.project.files import PROJECT_FILE
-from trunkline.project.readers import read_texts
-from trunkline.project.rows import fold
 from trunkline.project.scope import check_scope
 from trunkline.project.soft import soft_labels
 from trunkline.project.speed import fastest
 
 if TYPE_CHECKING:
     from trunkline.model.exits import Form
-    from trunkline.model.tokens import TokenRow
     from trunkline.model.trunk import Trunk
-    from trunkline.training.adapt import Part
     from trunkline.training.candidates import Trained
     from trunkline.training.leaving import Prices
     from trunkline.training.loop import Outcome, Progress
@@ -54,8 +48,6 @@ BRANCH = "branch.safetensors"
 ENCODER = "encoder"
 DATA = "data"
 LOGITS = "logits.safetensors"
-MASKED_TOKENS = 128
-"""Unlabelled texts are cut to so many tokens, as BERT's own were for most of its training."""
 
 Report = Callable[["Progress"], None]
 
@@ -128,10 +120,12 @@ class Workshop:
             from trunkline.model.encoders import Encoder
             from trunkline.model.trunk import Trunk
 
-            self._trunk = Trunk(Encoder.load(self.source.path), self.source.fingerprint).to(self._device())
+            self._trunk = Trunk(Encoder.load(self.source.path), self.source.fingerprint).to(self.device)
         return self._trunk
 
-    def _device(self) -> str:
+    @property
+    def device(self) -> str:
+        """Where training runs. Raises ProjectError where the project asks for a device that is not there."""
         import torch
 
         asked = self.files.settings.device
@@ -159,94 +153,9 @@ class Workshop:
             data=self.data(task),
             trunk=self.trunk,
             cache=StateCache(self.store.states, int(settings.store.max_states_gb * 1e9)),
-            precision=precision_of(settings.precision, self._device()),
+            precision=precision_of(settings.precision, self.device),
             say=self.say,
         )
-
-    def adapt(self, key: str, fields: dict[str, Any], report: Report) -> Entry:
-        """Adapt a copy of the encoder to the tasks of `fields`, and publish it; what they need is in the store."""
-        from trunkline.training.adapt import adapt
-        from trunkline.training.candidates import schedule_of
-        from trunkline.training.loop import precision_of
-
-        settings = self.files.settings
-        asked = settings.adapt
-
-        def make(artifacts: Path, work: Path) -> dict[str, Any]:
-            started = time.monotonic()
-            parts = self._parts(fields["tasks"], fields.get("judged", {}))
-            schedule = schedule_of(
-                asked,
-                asked.learning_rate,
-                seed=fields["seed"],
-                precision=precision_of(settings.precision, self._device()),
-                device=self._device(),
-            )
-            try:
-                adapted = adapt(
-                    parts,
-                    fields["depths"],
-                    schedule,
-                    work / "checkpoint.pt",
-                    report,
-                    sampling=asked.sampling,
-                    temperature=asked.temperature,
-                    gold_weight=asked.gold_weight,
-                    masked=asked.masked,
-                    texts=self._unlabelled(asked.unlabelled, [*parts, *fields.get("judged", ())]),
-                )
-            except FloatingPointError as error:
-                raise TrunklineError(f"adapt: {error}; lower adapt.learning_rate in project.toml") from error
-            adapted.encoder.save(artifacts / ENCODER)
-            return {
-                "valid": adapted.valid,
-                **_went(adapted.outcome),
-                "seconds": round(time.monotonic() - started, 1),
-            }
-
-        return self.store.put(key, fields, make)
-
-    def _unlabelled(self, files: Sequence[str], tasks: Iterable[str]) -> list[TokenRow]:
-        """The texts of these data files as the encoder reads them, but for those that one of `tasks` is judged on.
-
-        Raises ProjectError.
-        """
-        found = [read_texts(self.files.root, file, (PROJECT_FILE, "adapt.unlabelled")) for file in files]
-        if problems := [problem for _, wrong in found for problem in wrong]:
-            raise ProjectError(problems)
-        texts = list(dict.fromkeys(text for read, _ in found for text in read))
-        rows = [one for task in tasks for one in self.data(task).judged] if texts else []
-        judged = {fold(text) for one in rows for text in (*one.texts, *(one.pairs or ()))}
-        kept = [text for text in texts if fold(text) not in judged]
-        if len(kept) < len(texts):
-            self.say(f"{len(texts) - len(kept):,} unlabelled texts left out, since tasks are judged on them")
-        encoder = self.trunk.encoder
-        return encoder.tokenize(kept, max_tokens=min(MASKED_TOKENS, encoder.reader.max_positions)) if kept else []
-
-    def _parts(self, given: dict[str, Any], judged: Iterable[str]) -> dict[str, Part]:
-        """What each task brings to an adaptation: no text that it, or one of the tasks `judged`, is judged on."""
-        from trunkline.model.branch import Reading
-        from trunkline.training.adapt import Part, apart
-
-        materials = {task: self.material(task) for task in given}
-        rows = apart({task: self.data(task) for task in (*given, *judged)}, given)
-        for task, material in materials.items():
-            shared = len(material.data.train) - len(rows[task])
-            if shared:
-                self.say(f"{task}: {shared:,} train rows left out, since tasks are judged on their texts")
-            if not len(rows[task]):
-                raise TrunklineError(
-                    f"{task} has no train row left to adapt the trunk to; leave it out: --without {task}"
-                )
-        return {
-            task: Part(
-                materials[task],
-                Reading(one["reading"]),
-                rows[task],
-                None if one["teacher"] is None else self._taught(one["teacher"]),
-            )
-            for task, one in given.items()
-        }
 
     def _train(self, stage: Stage, checkpoint: Path, report: Report) -> Trained:
         from trunkline.model.branch import Reading
@@ -264,7 +173,7 @@ class Workshop:
             fields["schedule"]["learning_rate"],
             seed=fields["seed"],
             precision=material.precision,
-            device=self._device(),
+            device=self.device,
         )
         if stage.kind is StageKind.FULL:
             return train_full(material, reading, schedule, checkpoint, report)
@@ -309,7 +218,7 @@ class Workshop:
             asked.learning_rate,
             seed=fields["seed"],
             precision=material.precision,
-            device=self._device(),
+            device=self.device,
         )
         made = add_exits(
             material,
@@ -330,7 +239,7 @@ class Workshop:
             "exits": [one.model_dump(mode="json") for one in made.branch.spec.exits],
             "speeds": {split: [point.model_dump() for point in found] for split, found in made.speeds.items()},
             "keeps": [{"keep": keep, "speed": fastest(points, keep)} for keep in KEEPS] if points else [],
-            **({} if made.outcome is None else _went(made.outcome)),
+            **({} if made.outcome is None else went(made.outcome)),
         }
 
     def _prices(self, branch: Mapping[str, Any], forms: Sequence[Form]) -> Prices:
@@ -368,7 +277,7 @@ class Workshop:
         def moved(done: int, of: int) -> None:
             report(Progress(done, of, None, None, (time.monotonic() - started) / done * (of - done)))
 
-        said = ask(teacher, stage.task, settings, self.data(stage.task), self._device(), moved)
+        said = ask(teacher, stage.task, settings, self.data(stage.task), self.device, moved)
         save_logits(said.train, artifacts / LOGITS)
         for note in said.notes:
             self.say(f"{stage.id}: {note}")
@@ -387,21 +296,21 @@ class Workshop:
         """What the teacher of a finished stage says of the train rows."""
         if self.graph.stages[id].kind is StageKind.TEACH:
             return load_logits(self._entry(id).folder / LOGITS)
-        return self._taught(id)
+        return self.taught(id)
 
     def _branch(self, id: str, encoder: Any = None) -> Any:
         from trunkline.model.branch import load_branch
 
-        return load_branch(self._entry(id).folder / BRANCH, encoder or self.trunk.encoder).to(self._device())
+        return load_branch(self._entry(id).folder / BRANCH, encoder or self.trunk.encoder).to(self.device)
 
-    def _taught(self, id: str) -> Logits:
+    def taught(self, id: str) -> Logits:
         """A teacher's logits for the train rows."""
         from trunkline.model.encoders import Encoder
         from trunkline.training.candidates import train_logits
 
         stage = self.graph.stages[id]
         full = stage.kind is StageKind.FULL
-        encoder = Encoder.load(self._entry(id).folder / ENCODER).to(self._device()) if full else None
+        encoder = Encoder.load(self._entry(id).folder / ENCODER).to(self.device) if full else None
         return train_logits(self.material(stage.task), self._branch(id, encoder), encoder)
 
     def _keep(self, trained: Trained, artifacts: Path) -> dict[str, Any]:
@@ -417,10 +326,10 @@ class Workshop:
                 name: getattr(spec, name) for name in ("fork", "layers", "reading", "pooling", "latents", "crossing")
             },
             "calibration": None if trained.calibration is None else asdict(trained.calibration),
-            **_went(trained.outcome),
+            **went(trained.outcome),
         }
 
 
-def _went(outcome: Outcome) -> dict[str, Any]:
+def went(outcome: Outcome) -> dict[str, Any]:
     """How training went, as a stage's result says it."""
     return {"steps": outcome.steps, "best_step": outcome.best_step, "history": outcome.history}

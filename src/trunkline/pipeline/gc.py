@@ -46,7 +46,7 @@ def collect(graph: Graph, store: Store, assembly: Assembly, *, keep: int, dry: b
 def _unneeded(graph: Graph, store: Store, assembly: Assembly, bundles: set[Path], kept: list) -> Iterator[Freed]:  # type: ignore[type-arg]
     wanted = {*graph.keys.values(), store.adapting()}
     for release in kept:
-        selection = assembly.selection(release)
+        selection = assembly.selections.of(release)
         if selection is not None:
             wanted |= {*selection.branch.values(), *selection.exits.values(), *selection.prepared.values()}
     for folder in _entries(store.stages):

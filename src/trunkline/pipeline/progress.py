@@ -1,13 +1,18 @@
 """What a person sees while a run lasts: a line per finished stage, and for the one at hand how far, how good, how long
 still.
+
+Knows the results of stages, and how to say them; runs none.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+from trunkline.pipeline.stages import StageKind
 
 if TYPE_CHECKING:
     from trunkline.training.loop import Progress as Position
@@ -89,3 +94,26 @@ class Terminal:
 
 def _clock(seconds: float) -> str:
     return f"{seconds:.1f}s" if seconds < 10 else f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+
+
+def summary(kind: StageKind, result: Mapping[str, Any], metric: str) -> str:
+    """What came of a stage of this kind, in a phrase; `metric` is what its task's candidates are compared by."""
+    match kind:
+        case StageKind.PREPARE:
+            return ", ".join(f"{count:,} {name}" for name, count in result["rows"].items())
+        case StageKind.SCOPE:
+            return "flags " + ", ".join(f"{100 * share:.1f} % of {split}" for split, share in result["flagged"].items())
+        case StageKind.EXITS:
+            return _exits_kept(result)
+        case StageKind.TEACH if metric not in result["metrics"]["valid"]:
+            return "asked"  # `valid` has no query with both labels
+    return f"{metric} {result['metrics']['valid'][metric]:.3f}"
+
+
+def _exits_kept(result: Mapping[str, Any]) -> str:
+    if not result["exits"]:
+        return "none pays"
+    most = result["keeps"][0]
+    time = next(point["time"] for point in result["speeds"]["valid"] if point["speed"] == most["speed"])
+    layers = ", ".join(str(one["depth"]) for one in result["exits"])
+    return f"after layer {layers}: {100 * most['keep']:g} % kept in {100 * time:.0f} % of the time"

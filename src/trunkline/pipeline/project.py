@@ -21,10 +21,10 @@ from trunkline.pipeline.execute import Workshop
 from trunkline.pipeline.foreign import check_teachers
 from trunkline.pipeline.gc import Freed, collect
 from trunkline.pipeline.plan import Step
-from trunkline.pipeline.progress import Show, Silent
+from trunkline.pipeline.progress import Show, Silent, summary
 from trunkline.pipeline.select import Candidate, Choice
 from trunkline.pipeline.stages import Graph, StageKind, TaskFiles, graph
-from trunkline.pipeline.store import Entry, Store
+from trunkline.pipeline.store import Store
 from trunkline.pipeline.trunks import Trunks
 from trunkline.project.config import ProjectFiles, TaskSettings, load_files
 from trunkline.project.data import read_project
@@ -230,7 +230,8 @@ class Project:
             show.begin(step.stage.id, number, len(steps), f"{step.why}; resumes" if step.resumes else step.why)
             started = time.monotonic()
             entry = workshop.run(step.stage, show.advance)
-            show.done(step.stage.id, self._summary(entry, step), time.monotonic() - started)
+            metric = self.files.tasks[step.stage.task].primary_metric
+            show.done(step.stage.id, summary(step.stage.kind, entry.result, metric), time.monotonic() - started)
 
     def _assemble(
         self,
@@ -280,7 +281,7 @@ class Project:
 
     def _reported(self, release: Release, assembly: Assembly) -> bool:
         """Whether the last report is about this release: not after a rollback, nor where a kill came before it."""
-        selection = assembly.selection(release)
+        selection = assembly.selections.of(release)
         try:
             report = self.report()
             return selection is not None and (report["release"]["id"], report["wish"]) == (release.id, selection.wish)
@@ -361,20 +362,6 @@ class Project:
             raise UsageError(unknown(what, name, known))
         return name
 
-    def _summary(self, entry: Entry, step: Step) -> str:
-        if step.stage.kind is StageKind.PREPARE:
-            rows = entry.result["rows"]
-            return ", ".join(f"{count:,} {name}" for name, count in rows.items())
-        if step.stage.kind is StageKind.EXITS:
-            return _exits_kept(entry.result)
-        if step.stage.kind is StageKind.SCOPE:
-            shares = entry.result["flagged"].items()
-            return "flags " + ", ".join(f"{100 * share:.1f} % of {split}" for split, share in shares)
-        metric = self.files.tasks[step.stage.task].primary_metric
-        if step.stage.kind is StageKind.TEACH and metric not in entry.result["metrics"]["valid"]:
-            return "asked"  # `valid` has no query with both labels
-        return f"{metric} {entry.result['metrics']['valid'][metric]:.3f}"
-
 
 def check(root: Path) -> dict[str, dict[str, Any]]:
     """Read and check a project's files and all their data: task -> kind, rows per split, labels, notes.
@@ -408,16 +395,6 @@ def _and_then(agree: Agree, do: Callable[[], None]) -> Agree:
         return agreed
 
     return decide
-
-
-def _exits_kept(result: Mapping[str, Any]) -> str:
-    """What came of a stage of exits, in a phrase."""
-    if not result["exits"]:
-        return "none pays"
-    most = result["keeps"][0]
-    time = next(point["time"] for point in result["speeds"]["valid"] if point["speed"] == most["speed"])
-    layers = ", ".join(str(one["depth"]) for one in result["exits"])
-    return f"after layer {layers}: {100 * most['keep']:g} % kept in {100 * time:.0f} % of the time"
 
 
 def _note(live: Release | None, chosen: Mapping[str, Candidate], kept: Collection[str], tasks: list[str]) -> str:

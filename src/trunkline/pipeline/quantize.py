@@ -50,7 +50,7 @@ def quantize(project: Project, *, recalibrate: bool = False, show: Show | None =
         if not todo:
             return live
         assembly = Assembly(project.files, project.source, Graph({}), project.store, show.say)
-        selection = assembly.selection(live)
+        selection = assembly.selections.of(live)
         if selection is None:
             raise StoreError(f"it is not known what release {live.id} was trained on: trunkline run")
         data = {task: assembly.data(selection.prepared[task]) for task in sorted(live.tasks)}

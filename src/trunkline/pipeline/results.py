@@ -32,7 +32,7 @@ COMPARE_VERSION = 3
 def make_report(assembly: Assembly, options: Options, release: Release, say: Callable[[str], None]) -> dict[str, Any]:
     """Everything that the page and the terminal show of a release."""
     settings = assembly.files.settings
-    selection = assembly.selection(release)
+    selection = assembly.selections.of(release)
     if selection is None:
         raise AssertionError("a release is published with its selection")
     chosen = {task: id for task, id in selection.chosen.items() if task in options.full_quality}

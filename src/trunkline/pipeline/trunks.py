@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from trunkline.atomic import clear_leftovers, publish_folder, remove_folder, scratch_folder, write_bytes, write_json
 from trunkline.errors import EncoderError, Problem, ProjectError, StoreError, UsageError, unknown
 from trunkline.model.source import CONFIG, MINILM, TRUNKS, hash_files, resolve
+from trunkline.pipeline.adapting import adapt
 from trunkline.pipeline.execute import ENCODER
 from trunkline.pipeline.progress import Show, Silent
 from trunkline.pipeline.stages import Graph, StageKind, readings
@@ -111,7 +112,7 @@ class Trunks:
             key = key_of([fields])
             project.store.note_adapting(key)
             show.begin(f"adapt {name}", 1, 1, f"{len(tasks)} tasks")
-            entry = workshop.adapt(key, fields, show.advance)
+            entry = adapt(workshop, key, fields, show.advance)
             mean = sum(entry.result["valid"].values()) / len(tasks)
             show.done(f"adapt {name}", f"mean on valid {mean:.3f}", entry.result["seconds"])
             trunk = self._publish(name, entry.folder / ENCODER, fields, entry.result)
