@@ -54,7 +54,7 @@ def manifest_id(bundle: Path) -> str:
     return hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()[:16]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_promise_7_one_changed_byte_anywhere_is_refused(copy: Path, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(files_of(copy)))

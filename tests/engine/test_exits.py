@@ -104,7 +104,7 @@ jobs_of = st.lists(
 
 
 @pytest.mark.parametrize("name", ["openvino", "gpu"])
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(jobs=jobs_of, batch_size=st.sampled_from([None, 2, 4]))
 def test_rows_of_mixed_speeds_in_one_batch_equal_the_rows_run_one_by_one(
     engines: Mapping[str, Engine], name: str, jobs: list[Job], batch_size: int | None

@@ -89,7 +89,7 @@ jobs_of = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(jobs_of)
 def test_jobs_with_different_tasks_share_passes_and_answer_as_each_does_alone(
     both: tuple[TorchEngine, PlannedEngine], jobs: list[Job]

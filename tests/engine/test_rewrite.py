@@ -246,7 +246,7 @@ def attention(made: Make) -> Any:
     return made("bert").encoder.layers[1].attention.self
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_attention_of_few_queries_equals_the_full_layer(attention: Any, data: st.DataObject) -> None:
     rows, tokens = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 9))

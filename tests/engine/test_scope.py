@@ -105,7 +105,7 @@ jobs_of = st.lists(
 
 
 @pytest.mark.parametrize("name", ["openvino", "gpu"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(jobs=jobs_of)
 def test_rows_of_mixed_speeds_in_one_batch_equal_the_rows_run_one_by_one(
     engines: Mapping[str, Engine], name: str, jobs: list[Job]

@@ -180,7 +180,7 @@ def check_isolation(
             assert bits(every[task]) == bits(changed[task])
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @isolation
 def test_promise_2_other_tasks_change_no_bit_when_one_is_added_replaced_removed_or_asked_for(
     trunk: Trunk,
@@ -192,7 +192,7 @@ def test_promise_2_other_tasks_change_no_bit_when_one_is_added_replaced_removed_
     check_isolation(trunk, tasks, change, inputs, draw)
 
 
-@settings(max_examples=12, deadline=None)  # few: threads that share busy cores wait far more than they compute
+@settings(max_examples=12)  # few: threads that share busy cores wait far more than they compute
 @isolation
 def test_promise_2_holds_with_several_threads(
     trunk: Trunk,

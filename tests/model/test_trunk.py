@@ -88,7 +88,7 @@ def test_frozen_is_frozen_an_optimiser_with_weight_decay_leaves_it_bit_identical
 
 
 @given(forks=st.lists(st.integers(0, DEPTH), max_size=6))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_one_trunk_pass_runs_each_layer_at_most_once_and_none_deeper_than_needed(
     trunk_once: Trunk, forks: list[int]
 ) -> None:

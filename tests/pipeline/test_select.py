@@ -57,7 +57,7 @@ def found(choice: Choice | None) -> tuple[float, float, bool]:
     return choice.quality, choice.ms, choice.met
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(problems(), st.integers(0, 16))
 def test_the_cheapest_set_of_a_quality_is_found(problem: tuple[list[Candidate], TrunkCost], least: int) -> None:
     candidates, trunk = problem
@@ -73,7 +73,7 @@ def test_the_cheapest_set_of_a_quality_is_found(problem: tuple[list[Candidate], 
     assert found(choice) == pytest.approx(expected)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(problems(), st.integers(0, 120))
 def test_the_best_set_of_a_cost_is_found(problem: tuple[list[Candidate], TrunkCost], most: int) -> None:
     candidates, trunk = problem
@@ -89,7 +89,7 @@ def test_the_best_set_of_a_cost_is_found(problem: tuple[list[Candidate], TrunkCo
     assert found(choice) == pytest.approx(expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(problems(), st.data())
 def test_pins_and_depth_narrow_the_candidates_and_nothing_else(
     problem: tuple[list[Candidate], TrunkCost], data: st.DataObject

@@ -14,7 +14,7 @@ from trunkline.project.config import TaskSettings
 from trunkline.project.data import TaskData, data_fields, read_task, sources
 from trunkline.project.rows import Rows, fold
 
-quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def task(kind: str = "classification", **data: Any) -> TaskSettings:

@@ -367,7 +367,7 @@ def test_numbers_survive_their_bytes_and_json(values: list[float]) -> None:
         assert found == (given_ if np.isfinite(given_) else None)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(st.characters(exclude_categories=("Cs",))), min_size=1, max_size=5), st.booleans())
 def test_flat_nested_and_binary_inputs_are_the_same_texts(wire: Wire, texts: list[str], pairs: bool) -> None:
     column = {"name": "text", "datatype": "BYTES", "shape": [len(texts), 1]}
@@ -547,7 +547,7 @@ def test_a_request_that_is_wrong_is_a_400_that_says_why(steady: Wire, case: str)
     assert len(steady.service.asked) == before
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_no_bytes_make_the_server_fail(steady: Wire, data: st.DataObject) -> None:
     """A good request in bytes, cut, changed or lengthened at random, with any length of JSON."""

@@ -53,7 +53,7 @@ def test_it_is_the_distance_of_the_paper_in_deviations_beyond_the_limit(
     np.testing.assert_allclose(scope.of_means(strange)[:, 0], (expected - limit) / known.std(), rtol=1e-3, atol=1e-3)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 1000),
     held=st.integers(4, 60),
