@@ -199,7 +199,7 @@ def test_the_chosen_point_is_marked_in_chart_and_table(make_report: Any) -> None
 def test_the_chart_shows_every_candidate_with_stage_by_shape_and_colour(make_report: Any) -> None:
     report = make_report(1)
     (data,) = report["tasks"].values()
-    (chart,) = parse(render(report)).all("article")[0].all("svg", "scatter")
+    chart = parse(render(report)).all("article")[0].all("svg", "scatter")[0]
     stages = [one["stage"] for one in data["candidates"]]
     assert len(chart.all("circle", "tune")) == stages.count("tune")
     assert len(chart.all("path", "distill")) == stages.count("distill")
@@ -239,11 +239,16 @@ def test_exits_are_named_with_what_each_speed_comes_to(make_report: Any) -> None
     intent, slots, tone = (article(page, name) for name in report["tasks"])
     assert "Exits after layer 2 (linear), 4 (attention): a row leaves at the first that is sure of it." in intent.text
     head, *rows = cells(table(intent, "speeds"))
-    assert head == ["Kept on valid", "Speed", "On valid", "On test", "Layers", "Time"]
+    assert head == ["Kept on valid", "Speed", "On valid", "On test", "Layers", "Time", "Answered after"]
     for row, found in zip(rows, report["tasks"]["intent"]["exits"]["speeds"], strict=True):
         kept = "all" if found["keep"] is None else f"{100 * found['keep']:.1f}\u00a0%"
         shares = [f"{100 * found[key]:.1f}\u00a0%" for key in ("layers", "time")]
-        assert row == [kept, f"{found['speed']:.4f}", f"{found['valid']:.3f}", f"{found['reported']:.3f}", *shares]
+        *figures, left = row
+        assert figures == [kept, f"{found['speed']:.4f}", f"{found['valid']:.3f}", f"{found['reported']:.3f}", *shares]
+        places = zip(("2", "4", "head"), found["left"], strict=True)
+        assert left == ", ".join(f"{place}: {100 * part:.0f}\u00a0%" for place, part in places if part)
+    marks = [point.text for point in intent.all("circle", "point")]
+    assert sum("on test in" in mark for mark in marks) == len(rows)
     assert "No exit saves enough time" in slots.text
     assert not slots.all("table", "speeds")
     assert "exit" not in tone.text
@@ -459,8 +464,8 @@ def test_numbers_that_are_no_numbers_read_as_missing(make_report: Any) -> None:
     report = make_report(3)
     first = next(iter(report["tasks"].values()))
     first["chosen"]["metrics"] = dict.fromkeys(first["chosen"]["metrics"], float("nan"))
-    for one in first["candidates"]:
-        one["valid"] = float("nan")
+    for one in (*first["candidates"], *first["exits"]["curve"]):
+        one |= {"valid": float("nan"), "reported": float("nan")}
     page = parse(render(report))
     assert "nan" not in page.text
     assert "–" in cells(table(page, "overview"))[1]
@@ -473,7 +478,7 @@ def test_candidates_that_are_all_alike_still_make_a_chart(make_report: Any) -> N
     data["baseline"]["valid"] = 0.0
     for one in data["candidates"]:
         one |= {"valid": 0.0, "ms": 0.0}
-    (chart,) = parse(render(report)).all("article")[0].all("svg", "scatter")
+    chart = parse(render(report)).all("article")[0].all("svg", "scatter")[0]
     assert "NaN" not in chart.text
     assert len(chart.all("circle", "tune")) == 4
 

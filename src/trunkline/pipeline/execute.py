@@ -238,6 +238,7 @@ class Workshop:
             "depth": made.branch.spec.depth,
             "exits": [one.model_dump(mode="json") for one in made.branch.spec.exits],
             "speeds": {split: [point.model_dump() for point in found] for split, found in made.speeds.items()},
+            "left": made.left,
             "keeps": [{"keep": keep, "speed": fastest(points, keep)} for keep in KEEPS] if points else [],
             **({} if made.outcome is None else went(made.outcome)),
         }

@@ -128,28 +128,37 @@ def _scope(assembly: Assembly, best: Entry, split: str) -> dict[str, float] | No
 
 
 def _exits(assembly: Assembly, best: Entry, split: str) -> dict[str, Any] | None:
-    """The exits of a branch, and what its speeds come to: layers, as a fraction of all, and time on the reported split.
-    None where the task asks for none.
+    """The exits of a branch, and what its speeds come to: layers, as a fraction of all, and time on the reported split,
+    with the shares of its rows that left at each exit and that the head answered; and the `curve` of all speeds. None
+    where the task asks for none.
     """
     finished = _finishing(assembly, best, StageKind.EXITS)
     if finished is None:
         return None
     stage, found = finished
     at = {name: {point["speed"]: point for point in points} for name, points in found["speeds"].items()}
-    asked = [{"keep": None, "speed": 0.0}, *found["keeps"]] if at else []
+
+    def came_to(speed: float) -> dict[str, float]:
+        here = at[split][speed]
+        return {
+            "speed": speed,
+            "valid": at["valid"][speed]["quality"],
+            "reported": here["quality"],
+            "layers": here["layers"] / found["depth"],
+            "time": here["time"],
+        }
+
+    left = found.get("left", {}).get(split)  # results of early versions do not say
+    keeps = zip(found["keeps"], left or [[]] * len(found["keeps"]), strict=True)
+    full = {"keep": None, **came_to(0.0), "left": [0.0] * len(found["exits"]) + [1.0]} if at else None
     return {
         "rule": stage.fields["rule"],
         "kept": [{"depth": one["depth"], "form": one["form"]} for one in found["exits"]],
         "speeds": [
-            {
-                **one,
-                "valid": at["valid"][one["speed"]]["quality"],
-                "reported": at[split][one["speed"]]["quality"],
-                "layers": at[split][one["speed"]]["layers"] / found["depth"],
-                "time": at[split][one["speed"]]["time"],
-            }
-            for one in asked
+            *([full] if full else []),
+            *({"keep": one["keep"], **came_to(one["speed"]), "left": shares} for one, shares in keeps),
         ],
+        "curve": [came_to(speed) for speed in at.get(split, ())],
     }
 
 

@@ -71,7 +71,8 @@ class Baseline:
 @dataclass(frozen=True)
 class Speed:
     """What a speed comes to: the metric on `valid` and on the reported split, layers and time there as fractions of
-    what speed 0 takes. `keep` is the fraction of quality on `valid` that it was found for, None for speed 0.
+    what speed 0 takes, and the shares of its rows that `left` at each exit and that the head answered. `keep` is the
+    fraction of quality on `valid` that it was found for, if it was.
     """
 
     keep: float | None
@@ -80,15 +81,19 @@ class Speed:
     reported: float | None
     layers: float | None
     time: float | None
+    left: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Exits:
-    """Where rows may leave the chosen branch, as (depth, form), and what speeds come to; nothing where no exit pays."""
+    """Where rows may leave the chosen branch, as (depth, form), what the speeds come to that keep so much, and all of
+    them (`curve`); nothing where no exit pays.
+    """
 
     rule: str
     kept: tuple[tuple[int, str], ...]
     speeds: tuple[Speed, ...]
+    curve: tuple[Speed, ...]
 
 
 @dataclass(frozen=True)
@@ -300,15 +305,17 @@ def _scope(data: Mapping[str, Any]) -> Scope | None:
 
 def _exits(data: Mapping[str, Any]) -> Exits:
     kept = [_mapping(one) for one in data.get("kept") or ()]
-    speeds = [_mapping(one) for one in data.get("speeds") or ()]
     return Exits(
         rule=_text(data.get("rule")),
         kept=tuple((_whole(one.get("depth")) or 0, _text(one.get("form"))) for one in kept),
-        speeds=tuple(
-            Speed(*(_number(one.get(key)) for key in ("keep", "speed", "valid", "reported", "layers", "time")))
-            for one in speeds
-        ),
+        speeds=tuple(_speed(_mapping(one)) for one in data.get("speeds") or ()),
+        curve=tuple(_speed(_mapping(one)) for one in data.get("curve") or ()),
     )
+
+
+def _speed(data: Mapping[str, Any]) -> Speed:
+    figures = {key: _number(data.get(key)) for key in ("keep", "speed", "valid", "reported", "layers", "time")}
+    return Speed(**figures, left=tuple(_number(share) or 0.0 for share in data.get("left") or ()))
 
 
 def _baseline(data: Mapping[str, Any]) -> Baseline:

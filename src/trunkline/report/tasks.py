@@ -6,8 +6,8 @@ This module knows nothing about training: it shows what the report's data says.
 from __future__ import annotations
 
 from trunkline.report import wording
-from trunkline.report.charts import Axis, Line, Point, plain, scatter
-from trunkline.report.content import LOWER_IS_BETTER, Candidate, Content, Task
+from trunkline.report.charts import Axis, Line, Point, plain, scatter, share
+from trunkline.report.content import LOWER_IS_BETTER, Candidate, Content, Exits, Task
 from trunkline.report.markup import Column, Row, escape, table
 
 
@@ -52,7 +52,7 @@ def task_section(content: Content, task: Task, index: int) -> str:
         f'<article class="card" id="task-{index + 1}">\n<h3>{escape(task.name)}</h3>\n'
         f'<p class="facts">{escape(facts)}</p>\n'
         f'<div class="beside">\n{_chart(content, task, index)}\n<div>\n<p class="choice">{escape(chosen)}</p>\n'
-        f"{_metrics(task)}\n{notes}\n</div>\n</div>\n{_exits(task)}\n{_candidates(content, task)}\n</article>"
+        f"{_metrics(task)}\n{notes}\n</div>\n</div>\n{_exits(task, index)}\n{_candidates(content, task)}\n</article>"
     )
 
 
@@ -157,14 +157,14 @@ def _metrics(task: Task) -> str:
     return table(caption, columns, rows, css="metrics")
 
 
-def _exits(task: Task) -> str:
+def _exits(task: Task, index: int) -> str:
     if task.exits is None:
         return ""
     said = f'<p class="choice">{escape(wording.exits(task.exits))}</p>'
     if not task.exits.speeds:
         return said
     labels = ("Speed", "On valid", f"On {task.reported}", "Layers", "Time")
-    columns = [Column("Kept on valid"), *(Column(label, figures=True) for label in labels)]
+    columns = [Column("Kept on valid"), *(Column(label, figures=True) for label in labels), Column("Answered after")]
     rows = [
         Row(
             [
@@ -174,15 +174,51 @@ def _exits(task: Task) -> str:
                 wording.number(row.reported),
                 wording.percent(row.layers),
                 wording.percent(row.time),
+                escape(wording.left(task.exits, row)),
             ]
         )
         for row in task.exits.speeds
     ]
     caption = (
         f"{escape(task.metric)} by speed, found on valid; layers and time on {escape(task.reported)}, relative to "
-        "speed 0, time by the measured price of each part."
+        "speed 0, time by the measured price of each part; then the share answered after so many layers."
     )
-    return f"{said}\n{table(caption, columns, rows, css='speeds')}"
+    return f"{said}\n{table(caption, columns, rows, css='speeds')}\n{_speed_chart(task, task.exits, index)}"
+
+
+def _speed_chart(task: Task, exits: Exits, index: int) -> str:
+    """Quality against time, a point for each speed, those that keep so much marked."""
+    kept = {row.speed: wording.kept(row) for row in reversed(exits.speeds) if row.keep is not None}
+    points = []
+    for row in exits.curve:
+        for split, value in (("valid", row.valid), (task.reported, row.reported)):
+            if row.time is not None and value is not None:
+                named = split == task.reported and row.speed in kept
+                points.append(
+                    Point(
+                        row.time,
+                        value,
+                        f"speed {wording.number(row.speed, 4)}: {wording.number(value)} on {split} in "
+                        f"{wording.percent(row.time)} of the time",
+                        "tune",
+                        hollow=split == "valid",
+                        label=kept[row.speed] if named else "",
+                    )
+                )
+    chart = scatter(
+        f"speeds-{index + 1}",
+        f"{task.name}: quality against time, by speed",
+        f"{wording.count(len(exits.curve), 'speed')}, each as quality and time; those of a keep are named.",
+        points,
+        [],
+        x=Axis("time, of speed 0", share),
+        y=Axis(task.metric, plain),
+    )
+    keys = "".join(
+        f'<span class="key"><i class="swatch round tune{css}"></i>{escape(split)}</span>'
+        for css, split in (("", task.reported), (" hollow", "valid"))
+    )
+    return f'<figure class="under">{chart}<figcaption class="keys">{keys}</figcaption></figure>' if chart else ""
 
 
 def _candidates(content: Content, task: Task) -> str:

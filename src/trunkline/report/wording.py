@@ -95,6 +95,13 @@ def kept(row: Speed) -> str:
     return "all" if row.keep is None else percent(row.keep)
 
 
+def left(found: Exits, row: Speed) -> str:
+    """Where rows were answered at a speed: the shares by layer, and of the head."""
+    places = [*(str(depth) for depth, _ in found.kept), "head"]
+    shares = zip(places, row.left, strict=False)
+    return ", ".join(f"{place}: {percent(part, 0)}" for place, part in shares if part)
+
+
 def place(fork: int, layers: int, latents: int = 0) -> str:
     """Where a branch leaves the trunk and what it adds."""
     of = f" of {count(latents, 'latent')}" if latents else ""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from trunkline.model.branch import Branch, BranchSpec, Reading, in_unit, may_exit, scope_depths
 from trunkline.model.exits import ExitSpec, Form, new_exit
 from trunkline.model.scope import Scope
-from trunkline.project.speed import Rule, SpeedPoint
+from trunkline.project.speed import Rule, SpeedPoint, fastest
 from trunkline.project.tasks import Kind
 from trunkline.training.calibration import fit_temperature, flatten
 from trunkline.training.candidates import Report
@@ -47,13 +47,15 @@ from trunkline.training.states import TOKENS_PER_PASS, at_forks
 
 @dataclass(frozen=True)
 class WithExits:
-    """A branch with the exits that it keeps, how their training went, and what speeds come to by scored split; no
-    outcome where there was nothing to train, and no speeds where none is kept.
+    """A branch with the exits that it keeps, how their training went, what speeds come to by scored split, and for each
+    of `KEEPS` the shares of its rows that leave at each exit and at the head; no outcome where there was nothing to
+    train, and no speeds where none is kept.
     """
 
     branch: Branch
     outcome: Outcome | None
     speeds: dict[str, tuple[SpeedPoint, ...]]
+    left: dict[str, list[list[float]]]
 
 
 class OnTheWay:
@@ -129,7 +131,7 @@ def add_exits(
     if alone:
         material.say(f"{spec.task}: no exits: rows leave where two exits agree, and there is room for one")
     if alone or not places:
-        return WithExits(branch, None, {})
+        return WithExits(branch, None, {}, {})
     exits, outcome = _train(material, branch.eval(), places, schedule, checkpoint, report)
     head, found = _logits(material, branch, exits, "valid", places)
     temperatures = {place: _temperature(material, spec, logits) for place, logits in found.items()}
@@ -146,19 +148,23 @@ def add_exits(
             f"{spec.task}: no exit saves {100 * LEAST_GAIN:g} % of the time, on average where {keeps} % of the quality "
             "are kept, so its branch has none"
         )
-        return WithExits(branch, outcome, {})
+        return WithExits(branch, outcome, {}, {})
+    by_split = {"valid": outcomes}
     for split in material.splits():
         if split not in speeds:
             head, found = _logits(material, branch, exits, split, kept)
             said = _said(material, spec, scopes, split, head, found, temperatures)
-            speeds[split] = Outcomes(spec, rule, ms, said).points(kept, errors=False)
+            by_split[split] = Outcomes(spec, rule, ms, said)
+            speeds[split] = by_split[split].points(kept, errors=False)
+    at = [fastest(speeds["valid"], keep) for keep in KEEPS]
+    left = {split: [one.left(kept, speed) for speed in at] for split, one in by_split.items()}
     made = tuple(ExitSpec(depth=depth, form=form, temperature=temperatures[depth, form]) for depth, form in kept)
     update = {"exits": made, "rule": rule, "speeds": speeds["valid"]}
     joined = _joined(branch, spec.model_copy(update=update), exits)
     if spec.scope is not None:
         kept_scopes = {depth: scopes[depth] for depth in scope_depths(joined.spec)}
         joined = with_scopes(joined, joined.spec, kept_scopes, spec.scope.false_alarms)
-    return WithExits(joined, outcome, speeds)
+    return WithExits(joined, outcome, speeds, left)
 
 
 def _scopes(material: TaskMaterial, branch: Branch, depths: Collection[int]) -> dict[int, Scope]:

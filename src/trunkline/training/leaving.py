@@ -96,6 +96,11 @@ class Outcomes:
                 found[names.tobytes()] = self._error(names)
         return tuple(point.model_copy(update={"error": found[names.tobytes()]}) for point, names in points)
 
+    def left(self, places: Sequence[Place], speed: float) -> list[float]:
+        """The shares of the rows that are answered by each of these exits, and by the head."""
+        [(_, names)] = self._points(places, [speed])
+        return [float((names == name).mean()) for name in (*(self._names[place] for place in sorted(places)), 0)]
+
     def time(self, places: Sequence[Place]) -> float:
         """What `least_time` says of exits at these places, by every second speed and without errors."""
         return least_time([point for point, _ in self._points(places, _SEARCHED, enough=min(KEEPS))])
