@@ -64,7 +64,7 @@ docs-check: $(STAMP) ## fail if docs/project-file.md is not what the types say
 lock: ## write requirements.txt anew from pyproject.toml, in a scratch environment
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --disable-pip-version-check --quiet 'setuptools>=77' 'torch==$(TORCH)' \
-	  '.[dev,quickstart,openvino,serve,client,report,otel]'
+	  '.[dev,quickstart,openvino,serve,client,report,otel,ray]'
 	{ sed '/^[^#]/,$$d' requirements.txt; build/lock/bin/python -m pip freeze --all --exclude pip --exclude trunkline \
 	  | sed -E 's/\+[a-z0-9.]+$$//' | grep -viE '^(nvidia|cuda|triton==)'; } > build/requirements.txt
 	mv build/requirements.txt requirements.txt && rm -rf build/lock

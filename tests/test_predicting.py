@@ -18,9 +18,10 @@ from trunkline import cli
 from trunkline.bundle import Bundle
 from trunkline.bundle.merge import merge
 from trunkline.engine.base import Input, ItemError
+from trunkline.engine.inputs import read_inputs
 from trunkline.errors import UsageError
 from trunkline.model.branch import save_branch
-from trunkline.predicting import AHEAD, answers_of, read_inputs, stream
+from trunkline.predicting import AHEAD, answers_of, stream
 from trunkline.project.tasks import Answer, Span
 
 

@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "report": BASE,
     "machine": set[str](),
     "pipeline": MODEL | {"training", "engine", "bundle", "report", "machine"},
+    "cluster": MODEL | {"engine", "pipeline"},
     "predicting": MODEL | {"engine", "bundle"},
     "serving": MODEL | {"engine", "bundle"},
     "bench": MODEL | {"engine", "bundle", "predicting", "serving", "machine"},
@@ -135,7 +136,7 @@ def test_the_lock_names_exact_public_versions_only() -> None:
     locked = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    installed = [extras[name] for name in ("dev", "quickstart", "openvino", "serve", "client", "report", "otel")]
+    installed = [extras[name] for name in ("dev", "quickstart", "openvino", "serve", "client", "report", "otel", "ray")]
     for wanted in [*project["dependencies"], *(name for extra in installed for name in extra)]:
         name = re.split(r"[^A-Za-z0-9._-]", wanted)[0]
         assert re.sub(r"[-_.]+", "-", name).lower() in locked, wanted

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from trunkline.bench.command import bench
 from trunkline.console import AsJson, cells, count, err, out, print_json, project_of, released_of, root_of, table, when
-from trunkline.engine.choose import DTYPES
-from trunkline.errors import TrunklineError, UsageError
+from trunkline.errors import TrunklineError
+from trunkline.pipeline.predict_command import predict
 from trunkline.pipeline.quantize_command import as_data, measured, quantize
 from trunkline.pipeline.release_command import app as release_app
 from trunkline.pipeline.task_command import app as task_app
+from trunkline.pipeline.teach_command import teach
 from trunkline.pipeline.trunk_command import app as trunk_app
 from trunkline.serving.command import serve
 from trunkline.serving.release_command import hint
@@ -39,6 +39,8 @@ app.add_typer(trunk_app, name="trunk")
 app.command()(serve)
 app.command()(bench)
 app.command()(quantize)
+app.command()(teach)
+app.command()(predict)
 
 Tasks = Annotated[list[str] | None, typer.Argument(help="Only these tasks; all by default.", show_default=False)]
 
@@ -75,13 +77,6 @@ def options(
     project: Annotated[Path, typer.Option("--project", "-C", help="The project's folder.")] = Path(),
 ) -> None:
     """Options of every command."""
-
-
-def _live(context: typer.Context) -> Path:
-    """The bundle of the live release."""
-    project = released_of(context)
-    folder: Path = project.releases.folder(project.released())
-    return folder
 
 
 @app.command()
@@ -217,113 +212,6 @@ def evaluate(
         for split, metrics in splits.items():
             made.add_row(*cells(task, split, "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())))
     out.print(made)
-
-
-@app.command()
-def predict(
-    context: typer.Context,
-    texts: Annotated[
-        list[str] | None, typer.Argument(help="Texts; else --file, else one per line on stdin.", show_default=False)
-    ] = None,
-    pair: Annotated[str | None, typer.Option(help="The second text of a pair, for a single text.")] = None,
-    file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="jsonl, csv, tsv or parquet with text (and text_pair).")
-    ] = None,
-    text: Annotated[str, typer.Option("--text", help="Column with the text in --file, or key on stdin.")] = "text",
-    text_pair: Annotated[
-        str, typer.Option("--text-pair", help="Column or key with the second text of a pair.")
-    ] = "text_pair",
-    task: Annotated[list[str] | None, typer.Option("--task", "-t", help="Only this task (repeatable).")] = None,
-    bundle: Annotated[
-        Path | None, typer.Option(help="A bundle's folder; the project's live release by default.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Inputs computed at once.")] = 32,
-    engine: Annotated[
-        str | None,
-        typer.Option(
-            help="torch (the reference, and the default), openvino (faster, once it has started) or auto.",
-            show_default=False,
-        ),
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option(help=f"One of {', '.join(DTYPES)}; int8 where the bundle was quantized.")
-    ] = "auto",
-    speed: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Let texts leave at a task's exits; the higher, the sooner. 0, the default, is off.",
-            show_default=False,
-        ),
-    ] = None,
-    keep: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="In place of --speed: the fastest that keeps this fraction of a task's quality, as measured on valid.",
-            show_default=False,
-        ),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Answer every task for a text, a file, or the lines of stdin (jsonl out)."""
-    from trunkline.bundle import Bundle
-    from trunkline.predicting import answers_of, read_inputs, stream
-
-    if texts and file is not None:
-        raise UsageError("give texts or --file, not both")
-    if pair is not None and (not texts or len(texts) != 1):
-        raise UsageError("--pair goes with a single text; for more pairs use --file, or JSON objects on stdin")
-    if speed is not None and keep is not None:
-        raise UsageError("give --speed or --keep, not both")
-    lines = None if texts else read_inputs(file, sys.stdin, text, text_pair)
-    model = Bundle.load(bundle if bundle is not None else _live(context), engine=engine, dtype=dtype)
-    if lines is None:
-        inputs = [{"text": given, "text_pair": pair} for given in texts or ()]
-        answers = model.predict(inputs, task, speed=speed, keep=keep)
-        if as_json:
-            return print_json([{**item, "answers": answers_of(a)} for item, a in zip(inputs, answers, strict=True)])
-        for number, (item, answer) in enumerate(zip(inputs, answers, strict=True)):
-            if number:
-                out.print()
-            _show_answers(item, answers_of(answer))
-        return None
-    if file is None and sys.stdin.isatty():
-        err.print("one text per line; Ctrl-D ends")
-    number, seconds = stream(model, lines, task, batch_size, sys.stdout, speed=speed, keep=keep)
-    rate = f"{number / max(seconds, 1e-9):,.0f} per second, " if number else ""
-    err.print(f"{count(number, 'input')}, {rate}{count(len(set(task or model.tasks)), 'task')} each")
-    return None
-
-
-def _show_answers(item: dict[str, Any], answers: dict[str, dict[str, Any]]) -> None:
-    out.print(Text(item["text"] + (f"  |  {item['text_pair']}" if item["text_pair"] else ""), style="bold"))
-    beside = [name for name in ("exit_layer", "out_of_scope") if any(name in one for one in answers.values())]
-    made = table("task", "answer", "> score", *beside)
-    made.show_header = False
-    for task, answer in answers.items():
-        made.add_row(*cells(f"  {task}", *_shown(answer), *(_beside(name, answer) for name in beside)))
-    out.print(made)
-
-
-def _shown(answer: dict[str, Any]) -> tuple[str, str]:
-    if "error" in answer:
-        return f"({answer['error']})", ""
-    if "spans" in answer:
-        return ", ".join(f"{span['label']}: {span['text']}" for span in answer["spans"]) or "no spans", ""
-    if "labels" in answer:
-        return ", ".join(answer["labels"]) or "no label", ""
-    if "label" in answer:
-        return str(answer["label"]), f"{answer['score']:.3f}"
-    return f"{answer['score']:.3f}", ""
-
-
-def _beside(name: str, answer: dict[str, Any]) -> str:
-    if name == "exit_layer":
-        return f"layer {answer[name]}" if name in answer else ""
-    return "out of scope" if answer.get(name) else ""
 
 
 @app.command()

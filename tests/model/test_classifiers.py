@@ -40,7 +40,7 @@ def test_outputs_are_those_of_transformers_row_by_row(tmp_path: Path, family: st
     plain = of.from_pretrained(tmp_path / family).eval()
     typed = getattr(plain.config, "type_vocab_size", 0) > 1
     for pairs in (None, PAIRS):
-        rows = classifier.tokenize(TEXTS, pairs, 128)
+        rows = classifier.reader.tokenize(TEXTS, pairs, 128)
         found = classifier.outputs(rows)
         for row, outputs in zip(rows, found, strict=True):
             types = {"token_type_ids": torch.tensor([row.types])} if typed else {}
@@ -114,7 +114,7 @@ def test_loading_draws_nothing(folder: Path) -> None:
     before = torch.get_rng_state()
     first = Classifier(find_classifier(str(folder), folder))
     assert torch.equal(torch.get_rng_state(), before)
-    rows = first.tokenize(TEXTS, None, 128)
+    rows = first.reader.tokenize(TEXTS, None, 128)
     assert np.array_equal(first.outputs(rows), Classifier(first.source).outputs(rows))
 
 
@@ -125,6 +125,6 @@ def test_code_and_pickles_of_a_folder_are_left_alone(folder: Path, tmp_path: Pat
     (copy / "own.py").write_text("raise AssertionError('this was run')")
     (copy / "pytorch_model.bin").write_bytes(b"no pickle")
     (copy / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/else"}')
-    rows = Classifier(find_classifier("copy", tmp_path)).tokenize(TEXTS, None, 128)
+    rows = Classifier(find_classifier("copy", tmp_path)).reader.tokenize(TEXTS, None, 128)
     found = Classifier(find_classifier("copy", tmp_path)).outputs(rows)
     assert np.array_equal(found, Classifier(find_classifier(str(folder), tmp_path)).outputs(rows))

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trunkline.engine.base import Input, ItemError
+from trunkline.engine.inputs import read_inputs
 from trunkline.errors import UsageError
-from trunkline.predicting import read_inputs
 
 if TYPE_CHECKING:  # importing it for real costs the tokenizers' start
     from trunkline.model.reader import TextReader

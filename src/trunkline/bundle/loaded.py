@@ -45,17 +45,20 @@ class Bundle:
         device: str = "cpu",
         tasks: Collection[str] | None = None,
         previous: Bundle | None = None,
+        cache_bytes: int | None = None,
     ) -> Bundle:
         """Check the bundle in the folder `path` and load it, all of it or only `tasks`.
 
         `engine` is "torch" (on a CPU the float32 reference, on a GPU the fast engine; the default), "openvino" (the
         default in int8) or "auto"; `dtype` and `device` may be left to it too. Over the same trunk, a `previous` bundle
-        lends its engine, whatever these say, and its branches: what is in memory is not read again. Raises BundleError
+        lends its engine, whatever these say, and its branches: what is in memory is not read again. States of known
+        texts of pairs take at most `cache_bytes` (256 MiB) of memory, on engines that keep any. Raises BundleError
         where the bundle is not whole or unchanged, or was not measured in int8 and that is asked for; UsageError for an
         unknown task, engine, dtype or device.
         """
         from trunkline.engine.choose import choose
         from trunkline.engine.load import Loader
+        from trunkline.engine.planned import CACHE_BYTES
         from trunkline.engine.ranges import read_ranges
 
         folder = Path(path)
@@ -70,12 +73,13 @@ class Bundle:
         if kept is not None:
             loader = kept.loader
         else:
+            most = CACHE_BYTES if cache_bytes is None else cache_bytes
             trunk = load_trunk(folder / TRUNK, manifest.trunk.fingerprint)
             if int8 is None:
-                loader = Loader(trunk, choose(trunk, engine or "torch", dtype, device))
+                loader = Loader(trunk, choose(trunk, engine or "torch", dtype, device), cache_bytes=most)
             else:
                 choice = choose(trunk, engine or "openvino", dtype, device, rest=int8.dtype)
-                loader = Loader(trunk, choice, read_ranges(folder / int8.trunk.file))
+                loader = Loader(trunk, choice, read_ranges(folder / int8.trunk.file), cache_bytes=most)
         sources, ranges = {}, {}
         for task in sorted(names):
             entry = manifest.branches[task]

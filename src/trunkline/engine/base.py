@@ -133,6 +133,10 @@ class Engine(Protocol):
         """
         ...
 
+    def forget(self) -> None:
+        """Drop what earlier runs left behind: the same calls after it give the same bits."""
+        ...
+
 
 def as_input(item: object) -> Input | ItemError:
     """Read one input: a text, (text, text_pair), {"text": …, "text_pair": …} or an `Input`."""

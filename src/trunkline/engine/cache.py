@@ -46,3 +46,9 @@ class Cache(Generic[Key, Value]):
             while self.used > self.limit:
                 _, gone = self._kept.popitem(last=False)
                 self.used -= gone.nbytes
+
+    def clear(self) -> None:
+        """Keep nothing of what it had."""
+        with self._turn:
+            self._kept.clear()
+            self.used = 0

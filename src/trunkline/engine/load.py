@@ -28,15 +28,25 @@ RangesSource = tuple[str, Callable[[], Ranges]]
 
 
 class Loader:
-    """Builds engines of one choice over one trunk, with the int8 `ranges` of its layers where int8 was chosen."""
+    """Builds engines of one choice over one trunk, with the int8 `ranges` of its layers where int8 was chosen.
 
-    def __init__(self, trunk: Trunk, choice: Choice, ranges: Ranges = MappingProxyType({})) -> None:
+    States of known texts take `cache_bytes` at most.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        choice: Choice,
+        ranges: Ranges = MappingProxyType({}),
+        *,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
         self.trunk = trunk
         self.choice = choice
         # Content hash -> the branch as the backend has it, as long as any engine holds it.
         self._built: WeakValueDictionary[str, Any] = WeakValueDictionary()
         self._builder = _builder(trunk, choice, ranges)
-        self._cache: StateCache = Cache(CACHE_BYTES)
+        self._cache: StateCache = Cache(cache_bytes)
 
     def engine(
         self, branches: Mapping[str, Source], ranges: Mapping[str, RangesSource] = MappingProxyType({})

@@ -97,6 +97,10 @@ class PlannedEngine:
             work += asked.work
         return results, work
 
+    def forget(self) -> None:
+        """Drop the states of texts that earlier runs read, whose batches had other shapes."""
+        self._cache.clear()
+
     def _trunk(self, asked: Asked, max_rows: int) -> None:
         """Every row through the trunk, with the branches that read it alone."""
         cutter = partial(cut, max_tokens=self.pass_tokens, longest=self.reader.max_positions, max_rows=max_rows)

@@ -97,6 +97,9 @@ class TorchEngine:
                     results[i][name] = output
         return results, Work(rows=len(jobs))
 
+    def forget(self) -> None:
+        """Nothing: no run leaves anything behind."""
+
     def _outputs(
         self,
         inputs: Sequence[Input | ItemError],

@@ -41,10 +41,6 @@ class Classifier:
         reads = inspect.signature(self._model.forward).parameters
         self._typed = "token_type_ids" in reads and getattr(self._model.config, "type_vocab_size", 0) > 1
 
-    def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None, max_tokens: int) -> list[TokenRow]:
-        """The rows that it reads: at most `max_tokens` long, and no longer than it can read."""
-        return self.reader.tokenize(texts, pairs, min(max_tokens, self.reader.max_positions))
-
     @torch.no_grad()
     def outputs(self, rows: Sequence[TokenRow]) -> NDArray[np.float32]:
         """What it says of these rows, in one pass: (B, outputs), or (B, T, outputs) where it scores tokens."""

@@ -6,7 +6,7 @@ where they lie and what they must be like; nothing of students. torch is importe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +15,11 @@ import numpy as np
 
 from trunkline.bundle.manifest import read_manifest
 from trunkline.bundle.release import Releases
+from trunkline.engine.base import Input, ItemError
 from trunkline.errors import Problem, ProjectError, TrunklineError, UsageError, unknown
 from trunkline.model.foreign import CLASSIFIERS, ForeignClassifier, find_classifier
 from trunkline.model.source import folder_of
+from trunkline.pipeline.asking import Model, Moved, Question, Released, voice
 from trunkline.pipeline.store import FOLDER
 from trunkline.project.config import ProjectFiles, TaskSettings
 from trunkline.project.data import Rows, TaskData
@@ -26,13 +28,11 @@ from trunkline.project.metrics import evaluate
 from trunkline.project.relabel import Relabel, Where, relabel
 from trunkline.project.soft import soft_labels
 from trunkline.project.tasks import Kind
-from trunkline.project.teachers import Elsewhere, OtherTask, foreign
+from trunkline.project.teachers import Elsewhere, Foreign, OtherTask, foreign
 
 if TYPE_CHECKING:
     from trunkline.training.material import Logits
 
-_TOKENS_PER_PASS = 8192
-_ROWS_PER_CALL = 1024
 _CLASSIFIER = f"a fine-tuned classifier in safetensors, of {', '.join(CLASSIFIERS)}"
 _PROBLEM_TYPES: dict[Kind, tuple[str | None, ...]] = {
     Kind.CLASSIFICATION: (None, "single_label_classification"),
@@ -45,21 +45,12 @@ _PROBLEM_TYPES: dict[Kind, tuple[str | None, ...]] = {
 
 
 @dataclass(frozen=True)
-class Released:
-    """A task of another project: the folder of its live bundle, the branch's file there, and the task's name."""
-
-    bundle: Path
-    file: Path
-    task: str
-
-
-@dataclass(frozen=True)
 class ForeignTeacher:
     """A foreign teacher that was found: its name in the task's file, and what identifies it wherever it lies."""
 
     name: str
     content: str
-    model: ForeignClassifier | Released
+    model: Model
 
 
 def foreign_teachers(
@@ -73,14 +64,18 @@ def foreign_teachers(
         if asked is None:
             continue
         try:
-            if isinstance(asked, Elsewhere):
-                found[name] = _classifier(name, asked, root, cache)
-            else:
-                found[name] = _released(name, asked, root)
+            found[name] = foreign_teacher(root, name, asked, cache)
         except TrunklineError as error:
             allowed = _CLASSIFIER if isinstance(asked, Elsewhere) else "a task of another project's live release"
             problems.append(Problem(f"tasks/{task}.toml", "distill.teachers", str(error), show(name), allowed))
     return found, problems
+
+
+def foreign_teacher(root: Path, name: str, asked: Foreign, cache: Path | None) -> ForeignTeacher:
+    """The foreign teacher that a name stands for. Raises TrunklineError where it cannot be had."""
+    if isinstance(asked, Elsewhere):
+        return _classifier(name, asked, root, cache)
+    return _other_task(name, asked, root)
 
 
 def _classifier(name: str, asked: Elsewhere, root: Path, cache: Path | None) -> ForeignTeacher:
@@ -88,7 +83,7 @@ def _classifier(name: str, asked: Elsewhere, root: Path, cache: Path | None) -> 
     return ForeignTeacher(name, f"classifier {model.fingerprint}", model)
 
 
-def _released(name: str, asked: OtherTask, root: Path) -> ForeignTeacher:
+def _other_task(name: str, asked: OtherTask, root: Path) -> ForeignTeacher:
     folder = folder_of(asked.folder, root)
     if folder is None or not (folder / FOLDER).is_dir():
         raise UsageError(f"no project that was ever run: '{asked.folder}' (looked in {root})")
@@ -100,11 +95,15 @@ def _released(name: str, asked: OtherTask, root: Path) -> ForeignTeacher:
         raise UsageError(f"the project '{asked.folder}' has no release yet")
     if asked.task not in live.tasks:
         raise UsageError(unknown("task", asked.task, live.tasks))
-    bundle = releases.folder(live)
+    return released_teacher(name, releases.folder(live), asked.task)
+
+
+def released_teacher(name: str, bundle: Path, task: str) -> ForeignTeacher:
+    """A task of the bundle in a folder, as a teacher."""
     manifest = read_manifest(bundle)
-    entry = manifest.branches[asked.task]
+    entry = manifest.branches[task]
     content = f"branch {entry.sha256} trunk {manifest.trunk.fingerprint}"
-    return ForeignTeacher(name, content, Released(bundle, bundle / entry.file, asked.task))
+    return ForeignTeacher(name, content, Released(bundle, bundle / entry.file, task))
 
 
 def check_teachers(files: ProjectFiles, data: Mapping[str, TaskData], cache: Path | None) -> None:
@@ -143,7 +142,7 @@ def fit(teacher: ForeignTeacher, task: str, settings: TaskSettings, data: TaskDa
     else:
         from trunkline.model.branch import read_spec
 
-        spec = read_spec(teacher.model.file)
+        spec = read_spec(teacher.model.branch)
         outputs = spec.labels or ("score",)
         if spec.kind is not kind:
             problems.append(where.problem("is a task of another kind", spec.kind, kind))
@@ -171,7 +170,7 @@ def ask(
     settings: TaskSettings,
     data: TaskData,
     device: str,
-    moved: Callable[[int, int], None] = lambda done, of: None,
+    moved: Moved = lambda done, of: None,
 ) -> Said:
     """Ask a teacher about the rows of train and `valid`. `moved` hears how many of how many passes are done.
 
@@ -182,11 +181,13 @@ def ask(
     how, problems = fit(teacher, task, settings, data)
     if problems:
         raise ProjectError(problems)
-    rows = data.fit.take([*data.train, *data.valid])
-    if isinstance(teacher.model, ForeignClassifier):
-        found = _ask_classifier(teacher.model, how, settings, data, rows, device, moved)
-    else:
-        found = _ask_released(teacher.model, how, rows, device, moved)
+    items = _inputs(data.fit.take([*data.train, *data.valid]))
+    question = Question(settings.kind, data.labels, settings.max_tokens, device)
+    found = []
+    for item, logits in zip(items, voice(teacher.model, how, question).logits(items, moved), strict=True):
+        if isinstance(logits, ItemError):
+            raise TrunklineError(f"{teacher.name} cannot read {show(item.text)}: {logits.message}")
+        found.append(logits)
     if not all(np.isfinite(one).all() for one in found):
         raise TrunklineError(f"{teacher.name} gives numbers that are not finite")
     train, valid = found[: len(data.train)], found[len(data.train) :]
@@ -200,43 +201,8 @@ def ask(
     return Said(train if settings.kind is Kind.TAGGING else np.stack(train), metrics, notes)
 
 
-def _ask_classifier(
-    source: ForeignClassifier,
-    how: Relabel,
-    settings: TaskSettings,
-    data: TaskData,
-    rows: Rows,
-    device: str,
-    moved: Callable[[int, int], None],
-) -> list[np.ndarray]:
-    from trunkline.model.branch import first_subwords, word_logits
-    from trunkline.model.classifiers import Classifier
-    from trunkline.training.loop import by_length
-
-    classifier = Classifier(source, device)
-    tokens = classifier.tokenize(rows.texts, rows.pairs, settings.max_tokens)
-    outside = data.labels.index("O") if settings.kind is Kind.TAGGING else 0
-    found: dict[int, np.ndarray] = {}
-    passes = list(by_length(np.asarray([len(row) for row in tokens]), _TOKENS_PER_PASS))
-    for count, picks in enumerate(passes, 1):
-        outputs = classifier.outputs([tokens[pick] for pick in picks])
-        for pick, values in zip(picks, outputs, strict=True):
-            logits = how(values)
-            if rows.words is not None and source.per_token:
-                logits = word_logits(logits, first_subwords(tokens[pick], rows.words[pick]), outside)
-            found[int(pick)] = logits
-        moved(count, len(passes))
-    return [found[place] for place in range(len(rows))]
-
-
-def _ask_released(
-    released: Released, how: Relabel, rows: Rows, device: str, moved: Callable[[int, int], None]
-) -> list[np.ndarray]:
-    from trunkline.bundle import Bundle
-    from trunkline.engine.base import Input, ItemError
-
-    bundle = Bundle.load(released.bundle, tasks=[released.task], device=device)
-    inputs = [
+def _inputs(rows: Rows) -> list[Input]:
+    return [
         Input(
             text,
             None if rows.pairs is None else rows.pairs[place],
@@ -244,16 +210,6 @@ def _ask_released(
         )
         for place, text in enumerate(rows.texts)
     ]
-    found = []
-    starts = range(0, len(inputs), _ROWS_PER_CALL)
-    for count, start in enumerate(starts, 1):
-        part = inputs[start : start + _ROWS_PER_CALL]
-        for item, logits in zip(part, bundle.logits(part, [released.task])[released.task], strict=True):
-            if isinstance(logits, ItemError):
-                raise TrunklineError(f"task '{released.task}' of {released.bundle} cannot read {show(item)}: {logits}")
-            found.append(how(np.atleast_1d(logits)))
-        moved(count, len(starts))
-    return found
 
 
 def save_logits(logits: Logits, path: Path) -> None:

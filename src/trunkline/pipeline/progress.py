@@ -6,7 +6,8 @@ Knows the results of stages, and how to say them; runs none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from trunkline.pipeline.stages import StageKind
 
 if TYPE_CHECKING:
+    from trunkline.pipeline.shards import Made
     from trunkline.training.loop import Progress as Position
 
 
@@ -90,6 +92,63 @@ class Terminal:
             self.say(f"{line}\n{'':<{len(self._count) + 10}}{summary}")
         else:
             self.say(f"{line:<{min(64, self.console.width - len(summary) - 2)}}  {summary}")
+
+
+class ShardTerminal:
+    """Shows on a console how far a job of shards is; without a terminal, one line per shard.
+
+    The rate is of the rows that this run scored, from when the first model is loaded, which is told as 0 rows.
+    """
+
+    def __init__(self, console: Console, name: str, shards: int, rows: int, missing: Sequence[int]) -> None:
+        """A job of so many shards and rows; `missing` are the rows of each shard that is yet to be made."""
+        self.console = console
+        self.shards_made = 0
+        self._shards, self._done = shards, shards - len(missing)
+        self._left = sum(missing)
+        self._started: float | None = None
+        self._scored = 0
+        columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[detail]}")
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._row = self._bar.add_task(name, total=rows, completed=rows - self._left, detail="loading")
+
+    def __enter__(self) -> ShardTerminal:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    @property
+    def rate(self) -> float | None:
+        """Rows per second so far."""
+        if self._started is None or not self._scored:
+            return None
+        return self._scored / max(time.monotonic() - self._started, 1e-9)
+
+    def say(self, text: str) -> None:
+        """A line worth keeping."""
+        self.console.print(text, highlight=False, markup=False)
+
+    def moved(self, rows: int) -> None:
+        """So many more rows are scored."""
+        if self._started is None:
+            self._started = time.monotonic()
+        self._scored += rows
+        self._left -= rows
+        self._bar.update(self._row, advance=rows, detail=self._detail())
+
+    def made(self, made: Made) -> None:
+        """A shard is there."""
+        self._done += 1
+        self.shards_made += 1
+        self._bar.update(self._row, detail=self._detail())
+        if not self.console.is_terminal:
+            self.say(f"shard {made.number}: {made.rows:,} rows in {_clock(made.seconds)}; {self._detail()}")
+
+    def _detail(self) -> str:
+        pace = "" if self.rate is None else f", {self.rate:,.0f} rows/s, {_clock(max(self._left, 0) / self.rate)} left"
+        return f"{self._done}/{self._shards} shards{pace}"
 
 
 def _clock(seconds: float) -> str:

@@ -28,6 +28,7 @@ from trunkline.pipeline.ways import GRID, Teacher, teach_id, teachers_of, ways
 from trunkline.project.config import CostSettings, ExitSettings, ProjectFiles, ScopeSettings, TaskSettings
 from trunkline.project.data import data_fields, hub_sets, pinned, read_task, reads_pairs, sources
 from trunkline.project.hub import HubError
+from trunkline.project.readers import shard_files
 from trunkline.project.sources import Commits
 from trunkline.project.tasks import Kind
 from trunkline.project.teachers import FILE, Elsewhere, foreign
@@ -161,14 +162,21 @@ class TaskFiles:
         missing = [
             Problem(f"tasks/{name}.toml", "distill.teachers", "no such file", f"{FILE}{file}", f"a file in {root}")
             for file, path in soft.items()
-            if not path.is_file()
+            if not path.exists()
         ]
         found, wrong = foreign_teachers(root, name, settings, cache)
         if missing or wrong:
             raise ProjectError([*missing, *wrong])
         by_split = {split: hashes[str(path)] for split, path in files.items()}
         foreign = {teacher: one.content for teacher, one in found.items()}
-        return cls(by_split, sets, pairs, list(hash_files(soft.values(), cache).values()), foreign)
+        return cls(by_split, sets, pairs, [_soft_hash(path, cache) for path in soft.values()], foreign)
+
+
+def _soft_hash(path: Path, cache: Path) -> str:
+    """The content hash of a file of soft labels, or of a folder of them."""
+    if not path.is_dir():
+        return hash_files([path], cache)[str(path)]
+    return key_of(list(hash_files(shard_files(path), cache).values()))
 
 
 def graph(files: ProjectFiles, source: Source, tasks: Mapping[str, TaskFiles]) -> Graph:

@@ -105,6 +105,24 @@ def read_table(root: Path, source: str, where: tuple[str, str], separator: str) 
     return _csv(text, source, path.stem, separator if path.suffix.lower() == ".csv" else "\t")
 
 
+def shard_files(folder: Path) -> list[Path]:
+    """The parquet files of a folder of shards, in order of their names."""
+    return [path for path in sorted(folder.glob("*.parquet")) if not path.name.startswith(".")]
+
+
+def read_shards(root: Path, source: str, where: tuple[str, str]) -> Table | list[Problem]:
+    """All rows of a folder of shards as one table; lines count through."""
+    files = shard_files(root / source)
+    tables = [_parquet(path, str(path.relative_to(root))) for path in files]
+    if problems := [problem for table in tables if isinstance(table, list) for problem in table]:
+        return problems
+    if not files:
+        return [Problem(*where, "holds no shards", show(source), "a file, or a folder of parquet files")]
+    rows = [row for table in tables if isinstance(table, Table) for row in table.rows]
+    columns = tuple(dict.fromkeys(name for table in tables if isinstance(table, Table) for name in table.columns))
+    return Table(source, (root / source).name, columns, rows, list(range(1, len(rows) + 1)), unit="row")
+
+
 def read_texts(root: Path, source: str, where: tuple[str, str]) -> tuple[list[str], list[Problem]]:
     """The column `text` of a file, and what is wrong with it; empty texts are left out."""
     table = read_table(root, source, where, ",")

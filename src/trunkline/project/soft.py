@@ -6,8 +6,8 @@ Each row of the file names train rows by `text` (and `text_pair`), or by `id` wh
     logits          the same with logits
     score           a number: regression in the task's own unit, relevance the probability of the positive label
 
-Labels stand by name, so that no order can be mistaken. Rows that are not trained on may be there and are left out; of
-several about one text the mean counts.
+Labels stand by name, so that no order can be mistaken. Rows that are not trained on may be there and are left out, as
+are those with an `error`; of several about one text the mean counts. A folder of shards is read as one file.
 Knows files, rows and label spaces; nothing of teachers that run here, nor of losses.
 """
 
@@ -28,7 +28,7 @@ from trunkline.errors import Problem, ProjectError
 from trunkline.project.config import ProjectFiles, TaskSettings
 from trunkline.project.data import TaskData
 from trunkline.project.explain import quoted, show
-from trunkline.project.readers import Faults, Table, read_table
+from trunkline.project.readers import Faults, Table, read_shards, read_table
 from trunkline.project.rows import Rows, fold
 from trunkline.project.tasks import Kind, probabilities
 
@@ -63,7 +63,10 @@ def read_soft(
     """Logits of the train rows in order, (C,) each, (words, C) for tagging, (1,) for regression; and all that is wrong
     with the file that `where`, a (file, key), names.
     """
-    table = read_table(root, source, where, settings.data.separator)
+    if (root / source).is_dir():
+        table = read_shards(root, source, where)
+    else:
+        table = read_table(root, source, where, settings.data.separator)
     if isinstance(table, list):
         return [], table
     kind = settings.kind
@@ -119,6 +122,8 @@ class _Soft:
         said: dict[Key, list[Row]] = {}
         strange = 0
         for line, row in zip(self.table.lines, self.table.rows, strict=True):
+            if row.get("error") is not None:
+                continue  # a row of a shard that its teacher could not read
             named = self._key(row, line)
             if named is None:
                 continue

@@ -1,0 +1,1 @@
+"""Work on many machines; needs the extra `ray`."""

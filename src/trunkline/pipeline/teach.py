@@ -1,0 +1,71 @@
+"""A teacher of a task found by its name, and made ready to score shards. torch is imported when one is asked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trunkline.errors import ProjectError, UsageError, unknown
+from trunkline.pipeline.asking import Question, Trained
+from trunkline.pipeline.execute import BRANCH, ENCODER
+from trunkline.pipeline.foreign import ForeignTeacher, fit, foreign_teacher, released_teacher
+from trunkline.pipeline.scoring import TeacherWork
+from trunkline.pipeline.stages import StageKind
+from trunkline.project.teachers import TEACHER_FORM, Own, foreign, own
+
+if TYPE_CHECKING:
+    from trunkline.pipeline.progress import Show
+    from trunkline.pipeline.project import Project
+
+RELEASE = "release"
+"""The task's own live release, as a teacher."""
+
+
+def teacher_work(project: Project, task: str, name: str, *, threads: int, show: Show) -> TeacherWork:
+    """What a process needs to ask a teacher of `task`. A model of the task's own is trained where it is not yet.
+
+    Raises UsageError where the name stands for no model, ProjectError with all that keeps it from teaching the task.
+    """
+    if task not in project.tasks:
+        raise UsageError(unknown("task", task, project.tasks))
+    teacher = _teacher(project, task, name, show)
+    workshop = project.train([f"{task}/prepare"], show=show)
+    data, settings = workshop.data(task), project.task(task)
+    how, problems = fit(teacher, task, settings, data)
+    if problems:
+        raise ProjectError(problems)
+    question = Question(settings.kind, tuple(data.labels), settings.max_tokens, workshop.device)
+    return TeacherWork(teacher.model, teacher.content, how, question, data.fit.pairs is not None, threads)
+
+
+def _teacher(project: Project, task: str, name: str, show: Show) -> ForeignTeacher:
+    if name == RELEASE:
+        live = project.released()
+        if task not in live.tasks:
+            raise UsageError(unknown("task", task, live.tasks))
+        return released_teacher(name, project.releases.folder(live), task)
+    if (asked := foreign(name)) is not None:
+        return foreign_teacher(project.root, name, asked, project.store.hashes)
+    if (mine := own(name)) is not None and (mine.full or mine.layers is not None):
+        return _own(project, task, name, mine, show)
+    raise UsageError(f"'{name}' is no model that could be asked. One is \"{RELEASE}\", or of these: {TEACHER_FORM}")
+
+
+def _own(project: Project, task: str, name: str, asked: Own, show: Show) -> ForeignTeacher:
+    """A model that the task trains, of the first way to train it where several are searched."""
+    seed = project.files.settings.seed if asked.seed is None else asked.seed
+    kind = StageKind.FULL if asked.full else StageKind.TUNE
+    graph = project.graph_for([task])
+    of_kind = [stage for stage in graph.stages.values() if (stage.task, stage.kind) == (task, kind)]
+    fits = [
+        stage.id
+        for stage in of_kind
+        if stage.fields["seed"] == seed and (asked.full or stage.fields["layers"] == asked.layers)
+    ]
+    if not fits:
+        trained = ", ".join(stage.id for stage in of_kind)
+        raise UsageError(f"nothing is trained that '{name}' could stand for ({trained})")
+    project.train(fits[:1], show=show)
+    folder = project.store.get(graph.keys[fits[0]]).folder
+    encoder = folder / ENCODER if asked.full else project.source.path
+    model = Trained(encoder, folder / BRANCH, project.source.fingerprint, task)
+    return ForeignTeacher(name, f"stage {graph.keys[fits[0]]}", model)
