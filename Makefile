@@ -40,7 +40,7 @@ demo: $(STAMP) ## train, merge and try the example assistant in demo/ (kept; a s
 
 test: $(STAMP) ## the tests, without those marked slow
 	@$(BIN)/python .ci/browser.py
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest
 
 lint: $(STAMP) ## style and formatting, changing nothing
 	$(BIN)/ruff check .
