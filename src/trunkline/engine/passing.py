@@ -120,8 +120,8 @@ class _Asking:
         self.rows: Numbers = np.asarray([row for row, _, _ in asks])  # (n,)
         self.jobs = [jobs for _, _, jobs in asks]
         self.waiting = np.ones(len(asks), dtype=bool)
-        self._early = np.asarray([ask.speed > 0 for _, ask, _ in asks])  # (n,)
         self._speeds = np.asarray([ask.speed for _, ask, _ in asks])  # (n,)
+        self._early = self._speeds > 0
         self.dialled = bool(self._early.any())
         self.scope = None if spec.scope is None else np.zeros(len(asks), dtype=np.float32)  # (n,) where last taken
         if self.dialled:
