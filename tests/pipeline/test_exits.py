@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from trunkline.engine.base import Job, Output
 from trunkline.errors import ProjectError
 from trunkline.model.branch import BranchSpec, read_spec
 from trunkline.pipeline.assemble import inputs_of
-from trunkline.pipeline.project import Project
+from trunkline.pipeline.project import Project, check
 from trunkline.project.data import TaskData
 from trunkline.training.leaving import KEEPS, SPEEDS
 
@@ -48,6 +49,20 @@ def left(tmp_path: Path, finished_exits: Path) -> Path:
 
 def with_exits(root: Path, task: str, **changes: Any) -> None:
     write_task(root, task, **THREE[task], exits={**EXITS, "depths": DEPTHS[task], **changes})
+
+
+def with_unlabelled(root: Path, task: str, *, fresh: int, **keys: Any) -> None:
+    """Exits, and a file with the rows of train and test, and so many new ones twice, all without labels."""
+    exits = {"exits": {**EXITS, "depths": DEPTHS[task]}, **keys}
+    write_task(root, task, **THREE[task], data={"unlabelled": ["data/more.jsonl"]}, **exits)
+    known = [line for file in (f"{task}.jsonl", f"{task}-test.jsonl") for line in read_lines(root / "data" / file)]
+    new = [{"text": (text := f"play song {'very ' * i}well"), "tokens": text.split()} for i in range(fresh)]
+    rows = [{key: row[key] for key in ("text", "tokens") if key in row} for row in (*known, *new, *new)]
+    (root / "data" / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def files(root: Path) -> dict[str, Path]:
@@ -272,6 +287,44 @@ def test_a_stage_of_exits_can_be_asked_for_by_name(fresh: Path) -> None:
     heard = Heard()
     Project.load(fresh).train(["intent/tune/single/L1/s13/exits"], show=heard)
     assert heard.stages == ["intent/prepare", "intent/tune/single/L1/s13", "intent/tune/single/L1/s13/exits"]
+
+
+@pytest.mark.parametrize("task", THREE)
+def test_exits_learn_from_texts_without_labels_that_no_row_of_the_task_holds(left: Path, task: str) -> None:
+    before, plain = contents(left), candidate(left, task)
+    with_unlabelled(left, task, fresh=5)
+    heard = Why()
+    assert Project.load(left).run(show=heard).ran == 1
+    assert [why.split(" ")[0] for why in heard.why.values()] == ["unlabelled"]
+    project = Project.load(left)
+    [chosen] = [c["id"] for c in project.report()["tasks"][task]["candidates"] if c["chosen"]]
+    assert project.store.get(project.graph.keys[f"{chosen}/exits"]).result["unlabelled"] == 5
+    after = contents(left)
+    assert {name for name in before if after[name] != before[name]} == {task}
+    assert candidate(left, task) == plain
+
+
+@pytest.mark.parametrize(
+    ("keys", "line", "where", "what"),
+    [
+        ({}, None, "data.unlabelled", "no such file"),
+        ({}, '{"words": "play"}', 'column "text"', "no such column (data.columns.text)"),
+        ({}, '{"text": " "}', "line 1", "empty text"),
+        ({"exits": {"enabled": False}}, '{"text": "play"}', "data.unlabelled", "nothing reads it"),
+    ],
+)
+def test_texts_without_labels_that_cannot_be_used_are_named(
+    fresh: Path, keys: dict[str, Any], line: str | None, where: str, what: str
+) -> None:
+    with_unlabelled(fresh, "intent", fresh=0, **keys)
+    if line is not None:
+        (fresh / "data" / "more.jsonl").write_text(line + "\n")
+    else:
+        (fresh / "data" / "more.jsonl").unlink()
+    for ask in (check, lambda root: Project.load(root).train(["intent/prepare"], show=Heard())):
+        with pytest.raises(ProjectError) as caught:
+            ask(fresh)
+        assert [(problem.where, problem.message) for problem in caught.value.problems] == [(where, what)]
 
 
 def test_depths_are_found_by_time_where_none_are_given(done: Path) -> None:

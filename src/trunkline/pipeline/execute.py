@@ -31,7 +31,7 @@ from trunkline.pipeline.stages import Graph, Stage, StageKind
 from trunkline.pipeline.store import Entry, Store
 from trunkline.pipeline.ways import teach_id, teaching_of
 from trunkline.project.config import ProjectFiles
-from trunkline.project.data import TaskData, pinned, read_task
+from trunkline.project.data import TaskData, pinned, read_task, read_unlabelled
 from trunkline.project.scope import check_scope
 from trunkline.project.soft import soft_labels
 from trunkline.project.speed import fastest
@@ -102,6 +102,7 @@ class Workshop:
         # What is wrong here is better known before anything is trained.
         check_teachers(self.files, {stage.task: data}, self.store.hashes)
         check_scope(self.files, {stage.task: data})
+        read_unlabelled(self.files.root, stage.task, settings, data)
         data.save(artifacts / DATA)
         for note in data.notes:
             self.say(f"{stage.task}: {note}")
@@ -146,15 +147,16 @@ class Workshop:
         from trunkline.training.material import TaskMaterial
         from trunkline.training.states import StateCache
 
-        settings = self.files.settings
+        settings, data = self.files.settings, self.data(task)
         return TaskMaterial(
             name=task,
             settings=self.files.tasks[task],
-            data=self.data(task),
+            data=data,
             trunk=self.trunk,
             cache=StateCache(self.store.states, int(settings.store.max_states_gb * 1e9)),
             precision=precision_of(settings.precision, self.device),
             say=self.say,
+            unlabelled=read_unlabelled(self.files.root, task, self.files.tasks[task], data),
         )
 
     def _train(self, stage: Stage, checkpoint: Path, report: Report) -> Trained:
@@ -240,6 +242,7 @@ class Workshop:
             "speeds": {split: [point.model_dump() for point in found] for split, found in made.speeds.items()},
             "left": made.left,
             "keeps": [{"keep": keep, "speed": fastest(points, keep)} for keep in KEEPS] if points else [],
+            **({} if material.unlabelled is None else {"unlabelled": len(material.unlabelled)}),
             **({} if made.outcome is None else went(made.outcome)),
         }
 

@@ -57,6 +57,8 @@ def misfits(files: ProjectFiles, source: Source) -> Iterator[Problem]:
                 found=str(settings.distill.latents),
                 allowed=f"0, or an encoder of {', '.join(LATENTS)}",
             )
+        if settings.data.unlabelled and not settings.exits.enabled:
+            yield Problem(file, "data.unlabelled", "nothing reads it", show(settings.data.unlabelled), "exits.enabled")
         yield from _unknown_seeds(file, settings, files.settings)
         if settings.max_tokens > source.max_positions:
             yield Problem(

@@ -133,8 +133,8 @@ class Graph:
 @dataclass(frozen=True)
 class TaskFiles:
     """What planning knows of a task's data: a content hash per local file and a name with its commit per set of the
-    hub, by split, whether the task reads pairs, a content hash per file of soft labels, and what identifies each
-    foreign teacher, by the name that the task's file has for it.
+    hub, by split, whether the task reads pairs, a content hash per file of soft labels and per file of texts without
+    labels, and what identifies each foreign teacher, by the name that the task's file has for it.
     """
 
     hashes: dict[str, str]
@@ -142,6 +142,7 @@ class TaskFiles:
     pairs: bool
     soft: list[str]
     foreign: dict[str, str] = field(default_factory=dict)
+    unlabelled: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, root: Path, name: str, settings: TaskSettings, cache: Path, commits: Commits) -> TaskFiles:
@@ -159,9 +160,12 @@ class TaskFiles:
         except HubError as error:
             raise ProjectError([error.problem((f"tasks/{name}.toml", "data.train"), settings.data.train)]) from error
         soft = {name: root / name for name in settings.soft_files}
+        unlabelled = {name: root / name for name in settings.data.unlabelled}
+        named = [("distill.teachers", f"{FILE}{file}", path) for file, path in soft.items()]
+        named += [("data.unlabelled", file, path) for file, path in unlabelled.items()]
         missing = [
-            Problem(f"tasks/{name}.toml", "distill.teachers", "no such file", f"{FILE}{file}", f"a file in {root}")
-            for file, path in soft.items()
+            Problem(f"tasks/{name}.toml", key, "no such file", file, f"a file in {root}")
+            for key, file, path in named
             if not path.exists()
         ]
         found, wrong = foreign_teachers(root, name, settings, cache)
@@ -169,7 +173,8 @@ class TaskFiles:
             raise ProjectError([*missing, *wrong])
         by_split = {split: hashes[str(path)] for split, path in files.items()}
         foreign = {teacher: one.content for teacher, one in found.items()}
-        return cls(by_split, sets, pairs, [_soft_hash(path, cache) for path in soft.values()], foreign)
+        texts = list(hash_files(unlabelled.values(), cache).values())
+        return cls(by_split, sets, pairs, [_soft_hash(path, cache) for path in soft.values()], foreign, texts)
 
 
 def _soft_hash(path: Path, cache: Path) -> str:
@@ -271,7 +276,7 @@ def _task_stages(
                         finished = _scope(candidate, common, settings.scope)
                         yield finished
                     if settings.exits.enabled:
-                        yield _exits(candidate, finished, common, settings.exits, project.cost)
+                        yield _exits(candidate, finished, common, settings.exits, project.cost, data.unlabelled)
 
 
 def _full(name: str, settings: TaskSettings, common: dict[str, Any], pairs: bool, prepare: Stage) -> Iterator[Stage]:
@@ -365,7 +370,12 @@ def _scope(candidate: Stage, common: dict[str, Any], settings: ScopeSettings) ->
 
 
 def _exits(
-    candidate: Stage, finished: Stage, common: dict[str, Any], settings: ExitSettings, cost: CostSettings
+    candidate: Stage,
+    finished: Stage,
+    common: dict[str, Any],
+    settings: ExitSettings,
+    cost: CostSettings,
+    unlabelled: Sequence[str],
 ) -> Stage:
     """`finished` is the candidate, or what gives it a scope: exits rest on that."""
     return Stage(
@@ -380,6 +390,7 @@ def _exits(
             "schedule": settings.model_dump(mode="json", exclude={"enabled", "forms", "depths", "rule"}),
             # Those that pay are told by time.
             "cost": cost.model_dump(mode="json", include={"batch", "tokens", "engine"}),
+            **({"unlabelled": sorted(unlabelled)} if unlabelled else {}),
         },
         (f"{candidate.task}/{StageKind.PREPARE}", finished.id),
     )

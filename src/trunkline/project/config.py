@@ -193,6 +193,11 @@ class DataSettings(Settings):
     test: Source | None = Field(
         default=None, description="Rows to report on, before dev where both are given; cut from train where neither is."
     )
+    unlabelled: Annotated[list[Text], Distinct] = Field(
+        default=[],
+        description="Files with the same columns but for the label, whose texts [exits](exits.md) learn from besides "
+        "those of train.",
+    )
     columns: ColumnSettings = Field(default=ColumnSettings(), description="Which column holds what.")
     label_separator: Annotated[str, Field(min_length=1)] = Field(
         default="|",

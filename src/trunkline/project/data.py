@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,10 @@ from trunkline.project.config import REPORTED, SPLITS, ProjectFiles, TaskSetting
 from trunkline.project.files import parse_files
 from trunkline.project.hub import HubError
 from trunkline.project.labels import LabelSpace, check_labels, find_labels, label_lists
-from trunkline.project.parsing import Parsed, parse_rows
+from trunkline.project.parsing import Parsed, parse_rows, parse_unlabelled
 from trunkline.project.readers import Table, read_table
 from trunkline.project.rows import Rows, fold
-from trunkline.project.sources import data_fields, hub_sets, pinned, reads_pairs, sources
+from trunkline.project.sources import HUB, data_fields, hub_sets, pinned, reads_pairs, sources
 from trunkline.project.splits import Indices, Ties, overlapping, take_out
 from trunkline.project.tasks import Kind
 
@@ -107,6 +109,7 @@ def read_all(files: ProjectFiles) -> dict[str, TaskData]:
     for name, settings in files.tasks.items():
         try:
             found[name] = read_task(files.root, name, settings)
+            read_unlabelled(files.root, name, settings, found[name])
         except ProjectError as error:
             problems += error.problems
     if problems:
@@ -134,6 +137,36 @@ def read_task(root: Path, name: str, settings: TaskSettings) -> TaskData:
     set of the hub without `datasets`.
     """
     return _Reading(Path(root), name, settings).read()
+
+
+def read_unlabelled(root: Path, name: str, settings: TaskSettings, data: TaskData) -> Rows | None:
+    """The rows of `data.unlabelled`, equal ones once, but for those that the task trains on or is judged on; None where
+    it names no file.
+
+    Raises ProjectError with all problems of all files.
+    """
+    files, pairs = settings.data.unlabelled, data.fit.pairs is not None
+    found: list[Rows] = []
+    problems: list[Problem] = []
+    where = f"tasks/{name}.toml", "data.unlabelled"
+    for file in files:
+        if file.startswith(HUB):
+            problems.append(Problem(*where, "not a file", file, "a path"))
+            continue
+        table = read_table(root, file, where, settings.data.separator)
+        rows = table if isinstance(table, list) else parse_unlabelled(table, settings, pairs)
+        if isinstance(rows, list):
+            problems += rows
+        else:
+            found.append(rows)
+    if problems:
+        raise ProjectError(problems)
+    if not files:
+        return None
+    joined = reduce(add, found)
+    known = {key for rows in (data.fit, *data.reported.values()) for key in rows.keys()}  # noqa: SIM118 - a method
+    picks = {key: row for row, key in enumerate(joined.keys()) if key not in known}
+    return joined.take(list(picks.values()))
 
 
 class _Reading:

@@ -31,10 +31,12 @@ class Parsed:
     realigned: int  # tagging: rows whose tokens do not stand in their text
 
 
-def needed_columns(settings: TaskSettings, pairs: bool) -> dict[str, str]:
+def needed_columns(settings: TaskSettings, pairs: bool, *, labelled: bool = True) -> dict[str, str]:
     """Role -> column of every column that a file must have."""
     columns = settings.data.columns
-    roles = ["tokens", "tags"] if settings.kind is Kind.TAGGING else ["text", TARGET[settings.kind]]
+    roles = ["tokens" if settings.kind is Kind.TAGGING else "text"]
+    if labelled:
+        roles.append(TARGET[settings.kind])
     if pairs:
         roles.append("text_pair")
     roles += [role for role in ("text", "id", "group") if columns.names(role) and role not in roles]
@@ -43,7 +45,18 @@ def needed_columns(settings: TaskSettings, pairs: bool) -> dict[str, str]:
 
 def parse_rows(table: Table, settings: TaskSettings, pairs: bool) -> Parsed | list[Problem]:
     """Read a table as rows of a task; rows whose label is empty are left out and counted."""
-    missing = [
+    missing = _missing(table, needed_columns(settings, pairs))
+    return missing or _Parser(table, settings, pairs).parse()
+
+
+def parse_unlabelled(table: Table, settings: TaskSettings, pairs: bool) -> Rows | list[Problem]:
+    """Read a table as rows of a task that have no target: None stands for each."""
+    missing = _missing(table, needed_columns(settings, pairs, labelled=False))
+    return missing or _Parser(table, settings, pairs).parse_unlabelled()
+
+
+def _missing(table: Table, needed: dict[str, str]) -> list[Problem]:
+    return [
         Problem(
             table.file,
             f"column {show(column)}",
@@ -51,10 +64,9 @@ def parse_rows(table: Table, settings: TaskSettings, pairs: bool) -> Parsed | li
             found=f"columns {quoted(table.columns)}",
             allowed=f"a column {show(column)}, or name another one in data.columns.{role}",
         )
-        for role, column in needed_columns(settings, pairs).items()
+        for role, column in needed.items()
         if column not in table.columns
     ]
-    return missing or _Parser(table, settings, pairs).parse()
 
 
 class _Parser:
@@ -69,33 +81,27 @@ class _Parser:
             self.kind is Kind.RELEVANCE or settings.data.columns.names("group")
         )
         self.realigned = 0
+        self.texts: list[str] = []
+        self.second: list[str] = []
+        self.ids: list[str] = []
+        self.groups: list[str] = []
+        self.words: list[Offsets] = []
+        self.first_use: dict[str, int] = {}
 
     def parse(self) -> Parsed | list[Problem]:
         target = self.column[TARGET[self.kind]]
-        texts: list[str] = []
-        second: list[str] = []
         targets: list[Any] = []
-        ids: list[str] = []
-        groups: list[str] = []
-        words: list[Offsets] = []
         lines: list[int] = []
-        first_use: dict[str, int] = {}
         for line, row in rows_of(self.table):
             if _is_empty(row.get(target)):
                 continue
             lines.append(line)
             targets.append(self._target(line, target, row[target]))
-            if self.kind is Kind.TAGGING:
-                text, offsets = self._words(line, row, targets[-1])
-                texts.append(text)
-                words.append(offsets)
-            else:
-                texts.append(self._text(line, self.column["text"], row))
-            if self.pairs:
-                second.append(self._text(line, self.column["text_pair"], row))
-            ids.append(self._id(line, row, first_use))
-            if self.grouped:
-                groups.append(self._name(line, self.column["group"], row.get(self.column["group"])))
+            tokens = self._input(line, row)
+            if tokens is not None and targets[-1] is not None and len(tokens) != len(targets[-1]):
+                column = self.column["tokens"]
+                found = f"{len(tokens)} {column}, {len(targets[-1])} {target}"
+                self.faults.add(f"{column} and {target} differ in length", line, found, "one tag for each token")
         unlabelled = len(self.table.rows) - len(lines)
         if not lines:
             return [
@@ -109,10 +115,38 @@ class _Parser:
             ]
         if self.faults:
             return self.faults.problems()
-        if self.kind is Kind.RELEVANCE and not self.grouped:
-            groups = list(texts)
-        rows = Rows(texts, second if self.pairs else None, targets, ids, groups or None, words or None)
+        rows = self._rows(targets)
         return Parsed(rows, lines, self.table.file, self.table.unit, unlabelled, self.realigned)
+
+    def parse_unlabelled(self) -> Rows | list[Problem]:
+        for line, row in rows_of(self.table):
+            self._input(line, row)
+        return self.faults.problems() if self.faults else self._rows([None] * len(self.texts))
+
+    def _rows(self, targets: list[Any]) -> Rows:
+        groups = self.groups
+        if self.kind is Kind.RELEVANCE and not self.grouped:
+            groups = list(self.texts)
+        return Rows(
+            self.texts, self.second if self.pairs else None, targets, self.ids, groups or None, self.words or None
+        )
+
+    def _input(self, line: int, row: dict[str, Any]) -> list[str] | None:
+        """Take up what a row asks; its tokens where it has any."""
+        tokens = None
+        if self.kind is Kind.TAGGING:
+            tokens = self._tokens(line, row)
+            text, offsets = self._words(line, row, tokens)
+            self.texts.append(text)
+            self.words.append(offsets)
+        else:
+            self.texts.append(self._text(line, self.column["text"], row))
+        if self.pairs:
+            self.second.append(self._text(line, self.column["text_pair"], row))
+        self.ids.append(self._id(line, row))
+        if self.grouped:
+            self.groups.append(self._name(line, self.column["group"], row.get(self.column["group"])))
+        return tokens
 
     def _text(self, line: int, column: str, row: dict[str, Any]) -> str:
         value = row.get(column)
@@ -147,17 +181,15 @@ class _Parser:
             self.faults.add(f"empty {column}", line, show(value), "text or a whole number")
         return value.strip() if self._sound(line, column, value) else ""
 
-    def _id(self, line: int, row: dict[str, Any], first_use: dict[str, int]) -> str:
+    def _id(self, line: int, row: dict[str, Any]) -> str:
         column = self.column["id"]
         if column not in self.table.columns:
             return f"{self.table.stem}:{line}"
         name = self._name(line, column, row.get(column))
-        if name and name in first_use:
-            unit = self.table.unit
-            self.faults.add(
-                f"duplicate {column}", line, f"{show(name)}, as {unit} {first_use[name]}", "each once within a file"
-            )
-        first_use.setdefault(name, line)
+        if name and name in self.first_use:
+            found = f"{show(name)}, as {self.table.unit} {self.first_use[name]}"
+            self.faults.add(f"duplicate {column}", line, found, "each once within a file")
+        self.first_use.setdefault(name, line)
         return name
 
     def _target(self, line: int, column: str, value: Any) -> Any:
@@ -207,18 +239,16 @@ class _Parser:
                 break
         return value
 
-    def _words(self, line: int, row: dict[str, Any], tags: list[str] | None) -> tuple[str, Offsets]:
+    def _tokens(self, line: int, row: dict[str, Any]) -> list[str] | None:
         column = self.column["tokens"]
         if _is_empty(row.get(column)) or row[column] == []:
             self.faults.add(f"empty {column}", line, show(row.get(column)), "a list of text")
+            return None
+        return self._list(line, column, row[column])
+
+    def _words(self, line: int, row: dict[str, Any], tokens: list[str] | None) -> tuple[str, Offsets]:
+        if tokens is None:
             return "", []
-        tokens = self._list(line, column, row[column])
-        if tokens is None or tags is None:
-            return "", []
-        if len(tokens) != len(tags):
-            other = self.column["tags"]
-            found = f"{len(tokens)} {column}, {len(tags)} {other}"
-            self.faults.add(f"{column} and {other} differ in length", line, found, "one tag for each token")
         text = row.get(self.column["text"])
         if isinstance(text, str) and text.strip() and self._sound(line, self.column["text"], text):
             offsets = _find(tokens, text)

@@ -9,7 +9,7 @@ Notation: B rows, T tokens, H width, C outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ from trunkline.training.leaving import (
     worthwhile,
 )
 from trunkline.training.loop import BatchRows, Epochs, Outcome, Schedule, by_length, fit
-from trunkline.training.losses import IGNORE, exit_loss
-from trunkline.training.material import FIT, Logits, TaskMaterial
+from trunkline.training.losses import exit_loss
+from trunkline.training.material import FIT, UNLABELLED, Logits, TaskMaterial
 from trunkline.training.scope import fit_scopes, out_of_scope, with_scopes
 from trunkline.training.states import TOKENS_PER_PASS, at_forks
 
@@ -202,29 +202,45 @@ def _train(
     torch.manual_seed(schedule.seed)
     spec = branch.spec
     exits = Exits(spec, places).to(schedule.device)
-    way = OnTheWay(material, branch, {depth for depth, _ in places}, FIT)
-    examples, rows, valid = material.examples(FIT, spec.reading), material.data.train, material.data.valid
+    pools = {FIT: material.data.train}
+    if material.unlabelled is not None:
+        pools[UNLABELLED] = np.arange(len(material.unlabelled))
+    ways = {pool: OnTheWay(material, branch, {depth for depth, _ in places}, pool) for pool in pools}
+    of = {pool: material.examples(pool, spec.reading) for pool in pools}
+    valid = material.data.valid
 
-    def losses(batch: BatchRows) -> tuple[Tensor, float]:
+    def losses(pool: str, batch: BatchRows) -> tuple[Tensor, Tensor]:
         """Mean loss of each exit, and how many predictions that is the mean of."""
-        states, mask, head = way(batch)
-        keep = torch.ones(len(batch), device=head.device)
-        if spec.kind is Kind.TAGGING:
-            keep = (examples.target_batch(batch, mask.shape[1]) != IGNORE).to(head.device)
+        states, mask, head = ways[pool](batch)
+        keep = of[pool].counted(batch, mask.shape[1]).to(head.device)
         found = [exit_loss(spec.kind, logits, head, keep=keep, std=spec.std) for logits in exits(states, mask)]
-        return torch.stack(found), float(keep.sum())
+        return torch.stack(found), keep.sum()
+
+    def mean(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        found, counts = (torch.stack(each) for each in zip(*batches, strict=True))  # (batches, exits), (batches,)
+        shares = counts / counts.sum().clamp(min=1)
+        mean: Tensor = (found * shares[:, None]).sum(0)
+        return mean
 
     @torch.no_grad()
     def held_out() -> float:
-        batches = [losses(valid[picks]) for picks in by_length(examples.lengths[valid], TOKENS_PER_PASS)]
-        total = sum(count for _, count in batches)
-        return -sum(float(found.mean()) * count for found, count in batches) / max(total, 1.0)
+        batches = by_length(of[FIT].lengths[valid], TOKENS_PER_PASS)
+        return -float(mean(losses(FIT, valid[picks]) for picks in batches).mean())
+
+    # Rows of all pools count through: those of the first, then those of the next.
+    starts = np.cumsum([0, *map(len, pools.values())])
+    lengths = np.concatenate([of[pool].lengths[rows] for pool, rows in pools.items()])
+
+    def loss(batch: np.ndarray) -> Tensor:
+        pool_of = np.searchsorted(starts, batch, side="right") - 1
+        mine = [(pool, rows[batch[pool_of == i] - starts[i]]) for i, (pool, rows) in enumerate(pools.items())]
+        return mean(losses(pool, rows) for pool, rows in mine if len(rows)).sum()
 
     outcome = fit(
         exits,
-        steps=schedule.steps(len(rows)),
-        batch=Epochs(rows, examples.lengths[rows], schedule.batch_size, schedule.seed),
-        loss=lambda batch: losses(batch)[0].sum(),
+        steps=schedule.steps(len(lengths)),
+        batch=Epochs(np.arange(len(lengths)), lengths, schedule.batch_size, schedule.seed),
+        loss=loss,
         evaluate=held_out,
         schedule=schedule,
         checkpoint=checkpoint,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ from trunkline.training.states import GRANULE, TOKENS_PER_PASS, SlotTexts, State
 
 FIT = "fit"
 """The pool of rows that train and valid are indices into."""
+UNLABELLED = "unlabelled"
+"""The pool of rows without a target, where there are any."""
 
 Logits = np.ndarray | list[np.ndarray]
 """(rows, C), or for tagging one (words, C) per row."""
@@ -48,12 +51,17 @@ class Examples:
         tokens = {slot: _tokenise(slot, rows, encoder, max_tokens) for slot in reading.slots}
         self.slots = {slot: SlotTexts.of(token_rows) for slot, token_rows in tokens.items()}
         self.lengths = np.sum([[len(row) for row in token_rows] for token_rows in tokens.values()], axis=0)  # (rows,)
-        self.targets = encode_targets(kind, labels, rows)
+        self._labels = labels
         self.firsts = (
             [first_subwords(row, words) for row, words in zip(tokens[reading.slots[0]], rows.words or (), strict=True)]
             if kind is Kind.TAGGING
             else []
         )
+
+    @cached_property
+    def targets(self) -> Any:
+        """What the rows are trained towards, by row; none of rows without a label may be asked for."""
+        return encode_targets(self.kind, self._labels, self.rows)
 
     def target_batch(self, rows: BatchRows, width: int) -> Tensor:
         """Targets of these rows: (B,), (B, C) for multilabel, or (B, width) with IGNORE where no word starts for
@@ -66,6 +74,15 @@ class Examples:
             for first, target in zip(self.firsts[row], self.targets[row], strict=True):
                 if first is not None:
                     batch[i, first] = int(target)
+        return batch
+
+    def counted(self, rows: BatchRows, width: int) -> Tensor:
+        """Where a prediction counts: (B,) ones, or for tagging (B, width) with True where a word starts."""
+        if self.kind is not Kind.TAGGING:
+            return torch.ones(len(rows))
+        batch = torch.zeros((len(rows), width), dtype=torch.bool)
+        for i, row in enumerate(rows):
+            batch[i, [first for first in self.firsts[row] if first is not None]] = True
         return batch
 
     def token_batches(self, rows: BatchRows, encoder: Encoder) -> list[TokenBatch]:
@@ -121,6 +138,7 @@ class TaskMaterial:
     cache: StateCache
     precision: torch.dtype = torch.float32
     say: Callable[[str], None] = lambda _: None
+    unlabelled: Rows | None = None
     _examples: dict[tuple[str, Reading], Examples] = field(default_factory=dict)
 
     @property
@@ -137,7 +155,9 @@ class TaskMaterial:
         return {"valid": (FIT, self.data.valid), **reported}
 
     def rows(self, pool: str) -> Rows:
-        """The rows of `pool`: "fit", "dev" or "test"."""
+        """The rows of `pool`: "fit", "dev", "test", or "unlabelled" where the material has some."""
+        if pool == UNLABELLED and self.unlabelled is not None:
+            return self.unlabelled
         return self.data.fit if pool == FIT else self.data.reported[pool]
 
     def examples(self, pool: str, reading: Reading) -> Examples:
