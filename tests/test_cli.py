@@ -195,6 +195,15 @@ def test_check_counts_rows_and_prints_notes_below(run: Run, trained: Path) -> No
     assert run("-C", trained, "check", "--json").json["mood"]["rows"] == {"train": 32, "valid": 4, "test": 4}
 
 
+def test_a_narrow_terminal_cuts_labels_and_kinds_but_no_number_and_no_name(
+    run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "46")
+    said = run("-C", trained, "check").out
+    assert re.search(r"^mood +\S+… +32 +4 +4 test +2: .*…$", said, re.MULTILINE)
+    assert all(len(line) <= 46 for line in said.splitlines())
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_every_broken_project_ends_in_one_message_and_exit_code_2(name: str, run: Run, tmp_path: Path) -> None:
     case = HOSTILE[name]

@@ -48,6 +48,7 @@ class Task:
 
 
 OWN_VALID = (("train", "train"), ("valid", "dev"), ("test", "test"))
+TRAIN_AND_DEV = (("train", "train"), ("dev", "dev"))
 GLUE = (
     Task("cola", "classification", "matthews", epochs=5, tune=(2, 3, 4, 6)),
     Task("mrpc", "classification", "accuracy", True, "equivalent", 5, (3, 4), (2,), ("separate",)),
@@ -74,6 +75,9 @@ OTHERS = (
     Task("yelp_polarity", "classification", "accuracy", group="fastbert", files=(("train", "train"), ("test", "test"))),
     Task("zh_book_review", "classification", "accuracy", group="fastbert", files=OWN_VALID),
     Task("wikiqa", "relevance", "map", True, "relevant", group="qa", files=OWN_VALID),
+    Task("trecqa", "relevance", "map", True, "relevant", group="qa", files=OWN_VALID),
+    Task("boolq", "classification", "accuracy", True, epochs=5, group="qa", files=TRAIN_AND_DEV),
+    Task("snli", "classification", "accuracy", True, group="qa", files=TRAIN_AND_DEV),
 )
 ALL = (*GLUE, *SNIPS, *OTHERS)
 OPTIONAL = ("valid",)  # cut from train where the file is absent
