@@ -25,16 +25,16 @@ from typing import Any
 import numpy as np
 import torch
 from adaptive_page import write_page
+from asked import calibrated, engine_of, jobs, outputs, requests, score
 from cells import Bench, Cell, figures, run_all
 from data_projects import with_values, write_project
 from rich.console import Console
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from trunkline.atomic import write_json
-from trunkline.engine.base import Engine, Input, Job, Output
+from trunkline.engine.base import Engine, Input
 from trunkline.engine.choose import Choice, choose
 from trunkline.engine.gpu import GpuBuilder
-from trunkline.engine.load import Loader
 from trunkline.engine.planned import PlannedEngine
 from trunkline.engine.timing import uncached
 from trunkline.machine import machine
@@ -48,9 +48,7 @@ from trunkline.pipeline.progress import Silent, Terminal
 from trunkline.pipeline.project import Project
 from trunkline.pipeline.stages import StageKind
 from trunkline.project.config import DistillSettings, ExitSettings
-from trunkline.project.metrics import evaluate
 from trunkline.project.speed import Dial
-from trunkline.project.tasks import Kind
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "adaptive.json"
@@ -204,12 +202,6 @@ def branch_of(project: Project, stage: str) -> Branch:
     return load_branch(project.store.get(project.graph.keys[stage]).folder / BRANCH, workshop.trunk.encoder)
 
 
-def engine_of(trunk: Trunk, choice: Choice, branches: dict[str, Branch]) -> Engine:
-    """The engine that was chosen for this CPU."""
-    sources = {task: (task, partial(branches.__getitem__, task)) for task in branches}
-    return uncached(Loader(trunk, choice).engine(sources))
-
-
 def by_torch(trunk: Trunk, branches: dict[str, Branch]) -> Engine:
     """The same plan run by torch."""
     builder = GpuBuilder(trunk, device="cpu", dtype="float32")
@@ -242,7 +234,7 @@ def leaving(task: Ready, backend: str, by_seed: Sequence[Engine], batches: Seque
                     "task": task.name,
                     "setting": "single",
                     "model": "exits",
-                    **asked(dial),
+                    **dialled(dial),
                     "backend": backend,
                     "batch": batch,
                     "quality": [score for score, _ in found],
@@ -266,16 +258,16 @@ def fewer(task: Ready, backend: str, whole: Engine, students: dict[int, Engine])
         for batch in BATCHES:
             other = Side(whole, (task.name,), Dial())
             ratio = times(Side(engine, (task.name,), Dial()), [task], batch, other)
-            for model, score in scores.items():
+            for model, reached in scores.items():
                 rows.append(
                     {
                         "task": task.name,
                         "setting": "single",
                         "model": model,
-                        **asked(None),
+                        **dialled(None),
                         "backend": backend,
                         "batch": batch,
-                        "quality": [score],
+                        "quality": [reached],
                         "quality_full": [full],
                         "mean_layers_ratio": layers / task.branches[SEEDS[0]].spec.depth,
                         "left": None,
@@ -304,7 +296,7 @@ def merged(choice: Choice, ready: Sequence[Ready]) -> list[dict[str, Any]]:
                         "task": name,
                         "setting": "merged",
                         "model": "exits",
-                        **asked(dial),
+                        **dialled(dial),
                         "backend": f"openvino {choice.dtype}",
                         "batch": batch,
                         "quality": [statistics.mean(scores[task][0] for task in tasks)],
@@ -320,30 +312,18 @@ def merged(choice: Choice, ready: Sequence[Ready]) -> list[dict[str, Any]]:
     return rows
 
 
-def asked(dial: Dial | None) -> dict[str, float | None]:
+def dialled(dial: Dial | None) -> dict[str, float | None]:
     """A dial as the result file has it; None for a model without exits."""
     if dial is None:
         return {"speed": None, "keep": None}
     return {"speed": None if dial.keep is not None else dial.speed, "keep": dial.keep}
 
 
-def jobs(engine: Engine, inputs: Sequence[Input], tasks: Sequence[str], dials: dict[str, Dial]) -> list[Job]:
-    """What the engine is asked."""
-    speeds = tuple((task, dials[task].of(engine.specs[task].speeds)) for task in tasks)
-    return [Job(item, tuple(tasks), tuple(pair for pair in speeds if pair[1] > 0)) for item in inputs]
-
-
 def quality(engine: Engine, task: Ready, dial: Dial) -> tuple[float, list[float]]:
     """The metric on the reported split, and the share of rows that was answered after each number of layers, from 0."""
-    spec = engine.specs[task.name]
-    found, _ = engine.run(jobs(engine, task.inputs, [task.name], {task.name: dial}), batch_size=32)
-    outputs = [one[task.name] for one in found]
-    assert all(isinstance(one, Output) for one in outputs)
-    logits: Any = [spec.calibrated(one.logits, one.depth) for one in outputs]
-    values = logits if spec.kind is Kind.TAGGING else np.stack(logits)
-    scores = evaluate(spec.kind, spec.labels, spec.positive, task.rows, values)
-    left = np.bincount([one.depth for one in outputs], minlength=spec.depth + 1) / len(outputs)
-    return scores[task.metric], left.tolist()
+    spec, said = engine.specs[task.name], outputs(engine, task.inputs, task.name, dial)
+    left = np.bincount([one.depth for one in said], minlength=spec.depth + 1) / len(said)
+    return score(spec, task.metric, task.rows, calibrated(spec, said)), left.tolist()
 
 
 def layers_of(left: Sequence[float]) -> float:
@@ -361,7 +341,7 @@ class Side:
 
     def run(self, inputs: Sequence[Input]) -> Callable[[], object]:
         """What is timed."""
-        asked = jobs(self.engine, inputs, self.tasks, dict.fromkeys(self.tasks, self.dial))
+        asked = jobs(self.engine, inputs, self.tasks, self.dial)
         return lambda: self.engine.run(asked)
 
 
@@ -370,12 +350,8 @@ def times(side: Side, ready: Sequence[Ready], batch: int, other: Side | None = N
     median over rounds of both in turn.
     """
     other = other or replace(side, dial=Dial())
-    count = TIMED[batch]
-    rng = np.random.default_rng(0)
     inputs = [item for task in ready for item in task.inputs]
-    picks = rng.permutation(len(inputs))[: count * batch]
-    requests = [[inputs[i] for i in picks[start : start + batch]] for start in range(0, len(picks), batch)]
-    prepared = [(other.run(one), side.run(one)) for one in requests]
+    prepared = [(other.run(one), side.run(one)) for one in requests(inputs, batch, TIMED[batch])]
     ratios = []
     for number in range(ROUNDS + 1):
         spent = [0.0, 0.0]
