@@ -302,9 +302,14 @@ class Pass:
         return self._parts[key]
 
     def _leave(self, readers: Sequence[_Reader], depth: int) -> None:
+        found: dict[_Asking, list[tuple[Numbers, Logits]]] = {}
         for (asking, asks, _, places), values in zip(readers, self._call(readers, depth), strict=True):
-            leave, unsure = asking.at_exit(values[places], asks, depth)
-            self._answer(asking, asks[leave], values[places[leave]], depth, unsure)
+            found.setdefault(asking, []).append((asks, values[places]))
+        for asking, parts in found.items():  # of all batches at once: what follows takes as long for many as for few
+            numbers = np.concatenate([asks for asks, _ in parts])
+            logits = _joined([values for _, values in parts])
+            leave, unsure = asking.at_exit(logits, numbers, depth)
+            self._answer(asking, numbers[leave], logits[leave], depth, unsure)
 
     def _forks(self, depth: int) -> None:
         """The branches at this fork, each on the rows that wait for it; through its own exits where there are any."""
@@ -348,6 +353,14 @@ class Pass:
         jobs = [asking.jobs[ask] for ask in asks.tolist()]
         scope = None if asking.scope is None else asking.scope[asks]
         self.asked.answer(asking.task, jobs, logits, depth, unsure, scope)
+
+
+def _joined(parts: Sequence[Logits]) -> Logits:
+    """Logits (n, …) of several batches as one; those of tokens are padded to the most tokens."""
+    if parts[0].ndim == 3:
+        tokens = max(part.shape[1] for part in parts)
+        parts = [np.pad(part, ((0, 0), (0, tokens - part.shape[1]), (0, 0))) for part in parts]
+    return np.concatenate(parts)
 
 
 def run_calls(backend: Backend, calls: Sequence[Call]) -> list[Logits]:
