@@ -21,7 +21,8 @@ from trunkline.model.source import Source
 from trunkline.pipeline.execute import LOGITS
 from trunkline.pipeline.foreign import load_logits
 from trunkline.pipeline.project import Project
-from trunkline.pipeline.stages import TaskFiles, graph
+from trunkline.pipeline.stages import graph
+from trunkline.pipeline.task_files import TaskFiles
 from trunkline.project.config import load_files
 from trunkline.project.tasks import Kind, probabilities
 

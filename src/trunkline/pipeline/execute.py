@@ -4,6 +4,7 @@
     full      branch.safetensors, encoder/
     teach     logits.safetensors    of the train rows
     tune      branch.safetensors
+    pretrain  branch.safetensors
     distill   branch.safetensors
     scope     branch.safetensors
     exits     branch.safetensors
@@ -26,12 +27,14 @@ from trunkline.machine import machine
 from trunkline.model.source import Source
 from trunkline.pipeline.costs import exit_shape, measure, shape_of
 from trunkline.pipeline.foreign import ask, check_teachers, foreign_teachers, load_logits, save_logits
+from trunkline.pipeline.lessons import REASONS, Lessons, find_taught
 from trunkline.pipeline.select import READS
 from trunkline.pipeline.stages import Graph, Stage, StageKind
 from trunkline.pipeline.store import Entry, Store
 from trunkline.pipeline.ways import teach_id, teaching_of
 from trunkline.project.config import ProjectFiles
 from trunkline.project.data import TaskData, pinned, read_task, read_unlabelled
+from trunkline.project.explain import quoted
 from trunkline.project.scope import check_scope
 from trunkline.project.soft import soft_labels
 from trunkline.project.speed import fastest
@@ -80,11 +83,13 @@ class Workshop:
                     kept = self._scope(stage, artifacts)
                 elif stage.kind is StageKind.EXITS:
                     kept = self._exits(stage, artifacts, checkpoint, report)
+                elif stage.kind is StageKind.PRETRAIN:
+                    kept = self._pretrain(stage, artifacts, checkpoint, report)
                 else:
                     kept = self._keep(self._train(stage, checkpoint, report), artifacts)
             except FloatingPointError as error:
-                table = "exits.learning_rate" if stage.kind is StageKind.EXITS else "learning_rate"
-                raise TrunklineError(f"{stage.id}: {error}; lower {table} in tasks/{stage.task}.toml") from error
+                key = f"{stage.kind}.learning_rate"  # tables of schedules are called as the stages that read them
+                raise TrunklineError(f"{stage.id}: {error}; lower {key} in tasks/{stage.task}.toml") from error
             return {**kept, "seconds": round(time.monotonic() - started, 1)}
 
         return self.store.put(self.graph.keys[stage.id], stage.fields, make)
@@ -183,7 +188,7 @@ class Workshop:
             return train_tuned(material, reading, fields["layers"], schedule, checkpoint, report)
         return train_student(
             material,
-            self._branch(stage.needs[0]),
+            self._start(stage),
             self._soft(stage),
             fields["layers"],
             fields["init"],
@@ -194,6 +199,46 @@ class Workshop:
             latents=fields.get("latents", 0),
             crossing=fields.get("crossing", 1),
         )
+
+    def _start(self, student: Stage) -> Any:
+        """The branch that a student starts from, and reads at the fork of: of its first stage, or the tuned layers."""
+        first = [need for need in student.needs if self.graph.stages[need].kind is StageKind.PRETRAIN]
+        return self._branch((first or student.needs)[0])
+
+    def _pretrain(self, stage: Stage, artifacts: Path, checkpoint: Path, report: Report) -> dict[str, Any]:
+        """Have a student learn what teachers said in shards, but for rows that the task is judged on."""
+        from trunkline.training.candidates import schedule_of
+        from trunkline.training.pretrain import pretrain_student
+
+        material, fields = self.material(stage.task), stage.fields
+        asked = material.settings.pretrain
+        taught, problems = find_taught(self.files.root, stage.task, material.settings)
+        if problems:
+            raise ProjectError(problems)
+        lessons = Lessons(taught, material.kind, material.data)
+        if any(lessons.left_out.values()):
+            counts = [f"{count:,} {REASONS[why]}" for why, count in lessons.left_out.items() if count]
+            self.say(f"{stage.id}: rows left out: {', '.join(counts)}")
+        if not sum(lessons.rows):
+            raise TrunklineError(f"{stage.id}: no row is left to learn from in {quoted([one.name for one in taught])}")
+        schedule = schedule_of(
+            asked, asked.learning_rate, seed=fields["seed"], precision=material.precision, device=self.device
+        )
+        trained = pretrain_student(
+            material,
+            self._branch(stage.needs[0]),
+            lessons,
+            fields["layers"],
+            fields["init"],
+            schedule,
+            checkpoint,
+            report,
+            teaching=teaching_of(fields),
+            latents=fields.get("latents", 0),
+            crossing=fields.get("crossing", 1),
+        )
+        rows = {"train": sum(lessons.rows), "left_out": lessons.left_out}
+        return {"rows": rows, **self._keep(trained, artifacts)}
 
     def _scope(self, stage: Stage, artifacts: Path) -> dict[str, Any]:
         from trunkline.model.branch import save_branch
@@ -261,7 +306,8 @@ class Workshop:
         """Raises ProjectError for what these stages ask of data that cannot give it, of tasks that are prepared: with
         all that is wrong with what teaches them, or with rates of false alarms.
         """
-        taught = {stage.task for stage in stages if stage.kind is StageKind.TEACH or "soft" in stage.fields}
+        outside = (StageKind.TEACH, StageKind.PRETRAIN)
+        taught = {stage.task for stage in stages if stage.kind in outside or "soft" in stage.fields}
         flagged = {stage.task for stage in stages if self.files.tasks[stage.task].scope.enabled}
         ready = [task for task in sorted(taught | flagged) if self.graph.keys[f"{task}/prepare"] in self.store]
         data = {task: self.data(task) for task in ready}

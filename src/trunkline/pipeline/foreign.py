@@ -20,6 +20,7 @@ from trunkline.errors import Problem, ProjectError, TrunklineError, UsageError, 
 from trunkline.model.foreign import CLASSIFIERS, ForeignClassifier, find_classifier
 from trunkline.model.source import folder_of
 from trunkline.pipeline.asking import Model, Moved, Question, Released, voice
+from trunkline.pipeline.lessons import find_taught, unfit
 from trunkline.pipeline.store import FOLDER
 from trunkline.project.config import ProjectFiles, TaskSettings
 from trunkline.project.data import Rows, TaskData
@@ -107,7 +108,7 @@ def released_teacher(name: str, bundle: Path, task: str) -> ForeignTeacher:
 
 
 def check_teachers(files: ProjectFiles, data: Mapping[str, TaskData], cache: Path | None) -> None:
-    """Raises ProjectError with all that is wrong with what teaches these tasks from outside, files and models."""
+    """Raises ProjectError with all that is wrong with what teaches these tasks from outside: files, models, shards."""
     problems: list[Problem] = []
     for task, rows in data.items():
         settings = files.tasks[task]
@@ -119,6 +120,8 @@ def check_teachers(files: ProjectFiles, data: Mapping[str, TaskData], cache: Pat
         problems += wrong
         for teacher in found.values():
             problems += fit(teacher, task, settings, rows)[1]
+        taught, wrong = find_taught(files.root, task, settings)
+        problems += [*wrong, *unfit(taught, settings.kind, rows, cache)]
     if problems:
         raise ProjectError(problems)
 

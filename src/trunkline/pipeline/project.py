@@ -23,8 +23,9 @@ from trunkline.pipeline.gc import Freed, collect
 from trunkline.pipeline.plan import Step
 from trunkline.pipeline.progress import Show, Silent, summary
 from trunkline.pipeline.select import Candidate, Choice
-from trunkline.pipeline.stages import Graph, StageKind, TaskFiles, graph
+from trunkline.pipeline.stages import Graph, StageKind, graph
 from trunkline.pipeline.store import Store
+from trunkline.pipeline.task_files import TaskFiles
 from trunkline.pipeline.trunks import Trunks
 from trunkline.project.config import ProjectFiles, TaskSettings, load_files
 from trunkline.project.data import read_project

@@ -182,7 +182,7 @@ def _candidate(assembly: Assembly, options: Options, stage: Stage, picked: str) 
         "layers": branch["layers"],
         "latents": branch.get("latents", 0),
         "reading": branch["reading"],
-        "init": stage.fields.get("init"),
+        "init": _start(assembly, stage),
         "teacher": _teacher(stage),
         "seed": stage.fields["seed"],
         "valid": entry.result["metrics"]["valid"][metric],
@@ -190,6 +190,18 @@ def _candidate(assembly: Assembly, options: Options, stage: Stage, picked: str) 
         "ms": next(c.ms for c in options.candidates if stage.id.startswith(f"{c.id}/s")),
         "chosen": entry.key == options.best[picked].key,
     }
+
+
+def _start(assembly: Assembly, stage: Stage) -> str | None:
+    """What a student's layers started from, and how many unlabelled rows they had learned, where there was a first
+    stage.
+    """
+    init: str | None = stage.fields.get("init")
+    for need in stage.needs:
+        if assembly.graph.stages[need].kind is StageKind.PRETRAIN:
+            first = assembly.store.get(assembly.graph.keys[need])
+            return f"{init} on {first.result['rows']['train']:,} rows, from {first.fields['init']}"
+    return init
 
 
 def _teacher(stage: Stage) -> str | None:

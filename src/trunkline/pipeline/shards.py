@@ -97,12 +97,8 @@ class Job:
         return sum(shard.rows for shard in self.shards)
 
     def found(self) -> dict[int, list[Path]]:
-        """Files of shards that are in the folder, by number, as their names have it."""
-        files: dict[int, list[Path]] = {}
-        for path in sorted(self.folder.iterdir()) if self.folder.is_dir() else []:
-            if match := _NAME.fullmatch(path.name):
-                files.setdefault(int(match["number"]), []).append(path)
-        return files
+        """Files of shards that are in the folder; see `found_shards`."""
+        return found_shards(self.folder)
 
     def missing(self) -> list[Shard]:
         """The shards that nobody has made yet."""
@@ -174,7 +170,7 @@ class Job:
 
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if not path.stem.endswith(digest[:_DIGITS]):
+        if not named_by(path, digest):
             return "is damaged"
         made = made_of(pyarrow.parquet.read_schema(path))
         return None if (made.get("job"), made.get("shard")) == (self.key, number) else "is of another job"
@@ -292,6 +288,20 @@ def cut(
         for number, (source, start) in enumerate(places)
     )
     return Job(folder.resolve(), json.loads(json.dumps(asked)), columns, tuple(shards))
+
+
+def found_shards(folder: Path) -> dict[int, list[Path]]:
+    """Files of shards in a folder, by number, as their names have it; nothing where there is no folder."""
+    files: dict[int, list[Path]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if match := _NAME.fullmatch(path.name):
+            files.setdefault(int(match["number"]), []).append(path)
+    return files
+
+
+def named_by(path: Path, sha256: str) -> bool:
+    """Whether a shard's name says that its bytes have this hash: a damaged one's does not."""
+    return path.stem.endswith(sha256[:_DIGITS])
 
 
 def begun_work(folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ text, comments or fields that it does not read. Knows project files and hashes; 
     prepare ─► full                                    (the baseline, and a teacher)
             ├► teach                                   what a foreign teacher says of the train rows
             └► tune (L) ─► distill (L, l)              trunk states at the fork are a cache below these, no stage
+                   │   └► pretrain (L, l) ─► distill   where a task asks for two stages
                    └──────────┴─► scope ─► exits       of the candidate that is selected, where a task asks for them
 """
 
@@ -16,22 +17,25 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-from trunkline.errors import Problem, ProjectError
-from trunkline.model.source import Source, hash_files
-from trunkline.pipeline.foreign import foreign_teachers
+from trunkline.errors import ProjectError
+from trunkline.model.source import Source
 from trunkline.pipeline.misfits import misfits
 from trunkline.pipeline.store import key_of
-from trunkline.pipeline.ways import GRID, Teacher, teach_id, teachers_of, ways
-from trunkline.project.config import CostSettings, ExitSettings, ProjectFiles, ScopeSettings, TaskSettings
-from trunkline.project.data import data_fields, hub_sets, pinned, read_task, reads_pairs, sources
-from trunkline.project.hub import HubError
-from trunkline.project.readers import shard_files
-from trunkline.project.sources import Commits
+from trunkline.pipeline.task_files import TaskFiles
+from trunkline.pipeline.ways import GRID, PRETRAINED, Teacher, pretrain_fields, teach_id, teachers_of, ways
+from trunkline.project.config import (
+    CostSettings,
+    ExitSettings,
+    PretrainSettings,
+    ProjectFiles,
+    ScopeSettings,
+    TaskSettings,
+)
+from trunkline.project.data import data_fields, pinned
 from trunkline.project.tasks import Kind
-from trunkline.project.teachers import FILE, Elsewhere, foreign
+from trunkline.project.teachers import Elsewhere, foreign
 
 
 class StageKind(StrEnum):
@@ -45,6 +49,8 @@ class StageKind(StrEnum):
     """Ask a foreign teacher about the train rows."""
     TUNE = "tune"
     """Fine-tune the top L layers over frozen trunk states."""
+    PRETRAIN = "pretrain"
+    """Have a student learn what teachers said of unlabelled texts."""
     DISTILL = "distill"
     """Distil tuned layers into the l of a student."""
     SCOPE = "scope"
@@ -58,6 +64,7 @@ VERSIONS = {
     StageKind.FULL: 2,
     StageKind.TEACH: 1,
     StageKind.TUNE: 3,
+    StageKind.PRETRAIN: 1,
     StageKind.DISTILL: 3,
     StageKind.SCOPE: 1,
     StageKind.EXITS: 2,
@@ -128,60 +135,6 @@ class Graph:
     @property
     def tasks(self) -> list[str]:
         return sorted({stage.task for stage in self.stages.values()})
-
-
-@dataclass(frozen=True)
-class TaskFiles:
-    """What planning knows of a task's data: a content hash per local file and a name with its commit per set of the
-    hub, by split, whether the task reads pairs, a content hash per file of soft labels and per file of texts without
-    labels, and what identifies each foreign teacher, by the name that the task's file has for it.
-    """
-
-    hashes: dict[str, str]
-    sets: dict[str, str]
-    pairs: bool
-    soft: list[str]
-    foreign: dict[str, str] = field(default_factory=dict)
-    unlabelled: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, root: Path, name: str, settings: TaskSettings, cache: Path, commits: Commits) -> TaskFiles:
-        """Identify the data of a task: hashes of unchanged files are taken from `cache`, commits known from `commits`.
-
-        Raises ProjectError, MissingExtra.
-        """
-        files = sources(root, settings)
-        if any(not path.is_file() for path in files.values()):
-            read_task(root, name, settings)  # says what is missing, with all else that is wrong
-        hashes = hash_files(files.values(), cache)
-        sets = hub_sets(name, settings, commits)
-        try:
-            pairs = reads_pairs(root, pinned(settings, sets))
-        except HubError as error:
-            raise ProjectError([error.problem((f"tasks/{name}.toml", "data.train"), settings.data.train)]) from error
-        soft = {name: root / name for name in settings.soft_files}
-        unlabelled = {name: root / name for name in settings.data.unlabelled}
-        named = [("distill.teachers", f"{FILE}{file}", path) for file, path in soft.items()]
-        named += [("data.unlabelled", file, path) for file, path in unlabelled.items()]
-        missing = [
-            Problem(f"tasks/{name}.toml", key, "no such file", file, f"a file in {root}")
-            for key, file, path in named
-            if not path.exists()
-        ]
-        found, wrong = foreign_teachers(root, name, settings, cache)
-        if missing or wrong:
-            raise ProjectError([*missing, *wrong])
-        by_split = {split: hashes[str(path)] for split, path in files.items()}
-        foreign = {teacher: one.content for teacher, one in found.items()}
-        texts = list(hash_files(unlabelled.values(), cache).values())
-        return cls(by_split, sets, pairs, [_soft_hash(path, cache) for path in soft.values()], foreign, texts)
-
-
-def _soft_hash(path: Path, cache: Path) -> str:
-    """The content hash of a file of soft labels, or of a folder of them."""
-    if not path.is_dir():
-        return hash_files([path], cache)[str(path)]
-    return key_of(list(hash_files(shard_files(path), cache).values()))
 
 
 def graph(files: ProjectFiles, source: Source, tasks: Mapping[str, TaskFiles]) -> Graph:
@@ -271,6 +224,8 @@ def _task_stages(
                 )
                 for candidate in (tune, *_students(name, settings, common, reading, tune, full[0], data)):
                     yield candidate
+                    if candidate.kind is StageKind.PRETRAIN:
+                        continue  # on the way to a candidate
                     finished = candidate
                     if settings.scope.enabled:
                         finished = _scope(candidate, common, settings.scope)
@@ -321,6 +276,7 @@ def _students(
     full: Stage,
     data: TaskFiles,
 ) -> Iterator[Stage]:
+    """The students of tuned layers, each after its first stage where it has one."""
     distill = settings.distill
     teachers = teachers_of(name, settings, tune.id, full.id)
     tuned = int(tune.fields["layers"])
@@ -333,17 +289,25 @@ def _students(
         for init, latents, way in product(starts, few, ways(distill, settings.kind, teachers)):
             size = f"L{tuned}-l{layers}" + (f"-m{latents}" if latents else "")
             called = sorted({teacher.called for teacher in teachers})
+            shape = {
+                **common,
+                "reading": reading,
+                "from": tuned,
+                "layers": layers,
+                **({"latents": latents, "crossing": min(distill.crossing, layers)} if latents else {}),
+            }
+            needs = [tune.id]  # they always take part: the student starts from them or reads at their fork
+            if init == PRETRAINED:
+                first = _pretrain(f"{reading}/{size}", settings.pretrain, shape, tune, data.shards)
+                needs.append(first.id)
+                yield first
             yield Stage(
                 f"{name}/distill/{reading}/{size}/{init}/{'+'.join(called)}{way.searched(distill)}/s{common['seed']}",
                 StageKind.DISTILL,
                 name,
                 {
-                    **common,
-                    "reading": reading,
-                    "from": tuned,
-                    "layers": layers,
+                    **shape,
                     "init": init,
-                    **({"latents": latents, "crossing": min(distill.crossing, layers)} if latents else {}),
                     "teachers": called,
                     **({"soft": sorted(data.soft)} if data.soft else {}),
                     **way.fields,
@@ -353,10 +317,24 @@ def _students(
                         "gold_weight": way.gold_weight,
                     },
                 },
-                # The tuned layers always take part: the student starts from them or reads at their fork.
-                tuple(dict.fromkeys([tune.id, *(one.stage for one in teachers if one.stage is not None)])),
+                tuple(dict.fromkeys([*needs, *(one.stage for one in teachers if one.stage is not None)])),
                 teachers,
             )
+
+
+def _pretrain(
+    size: str, settings: PretrainSettings, shape: dict[str, Any], tune: Stage, shards: Sequence[str]
+) -> Stage:
+    """The first stage of a student of this shape, whatever teaches it in the second."""
+    # A head alone starts afresh or as its teacher's; see `_students`.
+    init = "trunk" if settings.init == "random" and not shape["layers"] else settings.init
+    return Stage(
+        f"{tune.task}/pretrain/{size}/{init}/s{shape['seed']}",
+        StageKind.PRETRAIN,
+        tune.task,
+        {**shape, "init": init, "shards": list(shards), **pretrain_fields(settings)},
+        (tune.id, f"{tune.task}/{StageKind.PREPARE}"),
+    )
 
 
 def _scope(candidate: Stage, common: dict[str, Any], settings: ScopeSettings) -> Stage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from trunkline.errors import ProjectError, UsageError, unknown
@@ -27,6 +28,7 @@ def teacher_work(project: Project, task: str, name: str, *, threads: int, show: 
     """
     if task not in project.tasks:
         raise UsageError(unknown("task", task, project.tasks))
+    project = _without_shards(project, task)
     teacher = _teacher(project, task, name, show)
     workshop = project.train([f"{task}/prepare"], show=show)
     data, settings = workshop.data(task), project.task(task)
@@ -35,6 +37,15 @@ def teacher_work(project: Project, task: str, name: str, *, threads: int, show: 
         raise ProjectError(problems)
     question = Question(settings.kind, tuple(data.labels), settings.max_tokens, workshop.device)
     return TeacherWork(teacher.model, teacher.content, how, question, data.fit.pairs is not None, threads)
+
+
+def _without_shards(project: Project, task: str) -> Project:
+    """The project as if the task had no first stage: folders that its file names for it may be those to be filled."""
+    settings = project.task(task)
+    first = settings.pretrain.model_copy(update={"shards": []})
+    students = settings.distill.model_copy(update={"init": ["teacher"]})
+    alone = settings.model_copy(update={"pretrain": first, "distill": students})
+    return project.over(replace(project.files, tasks={**project.files.tasks, task: alone}))
 
 
 def _teacher(project: Project, task: str, name: str, show: Show) -> ForeignTeacher:

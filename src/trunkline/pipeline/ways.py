@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from trunkline.project.config import DistillSettings, TaskSettings
+from trunkline.project.config import DistillSettings, PretrainSettings, TaskSettings
 from trunkline.project.tasks import Kind
 from trunkline.project.teachers import Match, Mode, called, foreign, own, soft_file
 
@@ -22,6 +22,8 @@ GRID = {
     *("mode", "loss", "weights", "label_maps"),
 }
 """Keys of `[distill]` that are no part of the training schedule."""
+PRETRAINED = "pretrained"
+"""What `distill.init` calls a start from what the first of two stages made."""
 
 
 @dataclass(frozen=True)
@@ -123,14 +125,20 @@ def _ways(distill: DistillSettings, kind: Kind, teachers: tuple[Teacher, ...]) -
         )
 
 
-def teaching_of(fields: Mapping[str, Any], teachers: Sequence[Teacher]) -> Teaching:
-    """What a student's stage says of how these teachers teach it."""
+def pretrain_fields(settings: PretrainSettings) -> dict[str, Any]:
+    """What a first stage reads of how it is taught: what is usual is left out, as in `Way.fields`."""
+    way = Way(settings.temperature, 0.0, Mode(settings.mode), Match(settings.loss), ())
+    return {**way.fields, "schedule": settings.model_dump(mode="json", exclude={"shards", "init", "mode", "loss"})}
+
+
+def teaching_of(fields: Mapping[str, Any], teachers: Sequence[Teacher] = ()) -> Teaching:
+    """What a student's stage says of how these teachers teach it; a first stage has no labels."""
     from trunkline.training.teaching import Teaching
 
     weights = fields.get("weights", {})
     return Teaching(
         temperature=fields["schedule"]["temperature"],
-        gold_weight=fields["schedule"]["gold_weight"],
+        gold_weight=fields["schedule"].get("gold_weight", 0.0),
         mode=Mode(fields.get("mode", Mode.MEAN)),
         match=Match(fields.get("loss", Match.KL)),
         weights=tuple(weights.get(teacher.called, 1.0) for teacher in teachers) if weights else (),

@@ -28,6 +28,7 @@ from trunkline.project.values import (
     Searched,
     Seed,
     Source,
+    Starts,
     Teacher,
     Text,
     Weights,
@@ -242,6 +243,31 @@ class FullSettings(TrainSettings):
     )
 
 
+class PretrainSettings(TrainSettings):
+    """The first of two stages: students learn what teachers said of unlabelled texts, in [shards](shards.md), before
+    they learn the task (TMKD). Asked for by `distill.init = "pretrained"`.
+    """
+
+    shards: Annotated[list[Text], Searched, Distinct] = Field(
+        default=[],
+        description="Folders that `trunkline teach` filled, from the project's folder: one for each teacher, all of "
+        "the same texts.",
+    )
+    epochs: float = Field(default=1.0, gt=0, le=1000, description="Passes over the shards.")
+    patience: int = Field(
+        default=10, ge=1, description="Stop after so many evaluations on valid, of 10 in all, without a new best."
+    )
+    learning_rate: Rate = Field(default=2e-4, description="Peak learning rate.")
+    init: Literal["teacher", "trunk", "random"] = Field(
+        default="teacher", description="What the layers start from in this stage; see `distill.init`."
+    )
+    mode: Literal["mean", "mean_logits", "heads"] = Field(
+        default="mean", description="How several teach together; see `distill.mode`."
+    )
+    loss: Literal["kl", "mse"] = Field(default="kl", description="Distance from a teacher; see `distill.loss`.")
+    temperature: float = Field(default=2.0, gt=0, le=100, description="T of the distillation loss.")
+
+
 class DistillSettings(TrainSettings):
     """Distillation of L tuned layers into the l layers of a student."""
 
@@ -285,9 +311,10 @@ class DistillSettings(TrainSettings):
         description="What labels of a foreign teacher are called in the task, where not the same; several may become "
         'one, and `""` stands for what the task does not have.',
     )
-    init: Annotated[list[Literal["teacher", "trunk", "random"]], Searched, Distinct, Field(min_length=1)] = Field(
+    init: Starts = Field(
         default=["teacher"],
-        description="Start of the student's layers, searched: the bottom l of the teacher's, the encoder's, random.",
+        description="Start of the student's layers, searched: the bottom l of the teacher's, the encoder's, random, or "
+        "all of what the first stage made (`[pretrain]`).",
     )
     temperature: Annotated[list[Annotated[float, Field(gt=0, le=100)]], Searched, Distinct, Field(min_length=1)] = (
         Field(default=[2.0], description="T of the distillation loss, searched.")
@@ -357,6 +384,7 @@ class TaskSettings(Settings):
     data: DataSettings = Field(description="Where the rows are.")
     tune: TuneSettings = Field(default=TuneSettings(), description="Partial fine-tuning.")
     full: FullSettings = Field(default=FullSettings(), description="Full fine-tuning.")
+    pretrain: PretrainSettings = Field(default=PretrainSettings(), description="The first of two stages.")
     distill: DistillSettings = Field(default=DistillSettings(), description="Distillation.")
     scope: ScopeSettings = Field(default=ScopeSettings(), description="Out-of-scope flags of the chosen branch.")
     exits: ExitSettings = Field(default=ExitSettings(), description="Exits of the chosen branch.")

@@ -23,7 +23,7 @@ from trunkline.project.teachers import called, foreign, own, soft_file
 PROJECT_FILE = "project.toml"
 TASKS_FOLDER = "tasks"
 
-_NOT_FOR_DATA = frozenset({"max_tokens", "tune", "full", "distill", "scope"})
+_NOT_FOR_DATA = frozenset({"max_tokens", "tune", "full", "pretrain", "distill", "scope"})
 
 Model = TypeVar("Model", bound=Settings)
 
@@ -228,6 +228,8 @@ def _contradictions(root: Path, settings: TaskSettings, wrong: Collection[str]) 
                 )
     if not {"distill.teachers", "distill"} & set(wrong):
         yield from _teacher_rules(settings, wrong)
+    if not {"distill.init", "distill", "pretrain.shards", "pretrain"} & set(wrong):
+        yield from _first_stage_rules(settings)
     yield from _same_files(root, settings)
 
 
@@ -248,6 +250,15 @@ def _teacher_rules(settings: TaskSettings, wrong: Collection[str]) -> Iterator[C
     names = [called(name) for name in teachers if distill.weights or soft_file(name) is None]
     if alike := sorted({name for name in names if names.count(name) > 1}):
         yield "distill.teachers", "several teachers are called alike", quoted(alike), "names that differ at their end"
+
+
+def _first_stage_rules(settings: TaskSettings) -> Iterator[Contradiction]:
+    init, shards = settings.distill.init, settings.pretrain.shards
+    if "pretrained" in init and not shards:
+        allowed = "folders that `trunkline teach` filled"
+        yield "pretrain.shards", 'distill.init = "pretrained" has nothing to learn from', show(shards), allowed
+    elif shards and "pretrained" not in init:
+        yield "distill.init", "no student starts from what pretrain.shards teach", show(init), '"pretrained" among them'
 
 
 def _label_rules(settings: TaskSettings) -> Iterator[Contradiction]:

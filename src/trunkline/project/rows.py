@@ -62,11 +62,8 @@ class Rows:
         )
 
     def keys(self) -> list[str]:
-        """What makes two rows the same input: text and pair, without regard to case and white space."""
-        texts = [fold(text) for text in self.texts]
-        if self.pairs is None:
-            return texts
-        return [f"{text}\n{fold(pair)}" for text, pair in zip(texts, self.pairs, strict=True)]
+        """What makes two rows the same input; see `input_keys`."""
+        return input_keys(self.texts, self.pairs)
 
     def save(self, path: Path) -> None:
         """Write one JSON object a row."""
@@ -96,6 +93,12 @@ class Rows:
             column("group"),
             None if words is None else [[(start, end) for start, end in row] for row in words],
         )
+
+
+def input_keys(texts: Sequence[str], pairs: Sequence[str] | None) -> list[str]:
+    """What makes two inputs the same: text and pair, without regard to case and white space."""
+    folded = [fold(text) for text in texts]
+    return folded if pairs is None else [f"{text}\n{fold(pair)}" for text, pair in zip(folded, pairs, strict=True)]
 
 
 def fold(text: str) -> str:

@@ -65,4 +65,5 @@ LabelMaps = Annotated[dict[str, dict[str, str]], "a table of teachers, each a ta
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Modes = Annotated[list[Literal["mean", "mean_logits", "heads", "best"]], Searched, Distinct, Field(min_length=1)]
+Starts = Annotated[list[Literal["teacher", "trunk", "random", "pretrained"]], Searched, Distinct, Field(min_length=1)]
 Readings = Annotated[list[Literal["joint", "separate"]], Searched, Distinct, Field(min_length=1)]

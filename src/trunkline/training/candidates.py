@@ -128,22 +128,41 @@ def train_student(
     """Distil `teacher` into a student with the bottom `layers` of its tuned layers; with `latents`, those run for so
     many vectors in place of the tokens (see `BranchSpec`).
 
-    `soft` holds, per teacher, logits of the train rows in order. `init` is "teacher" (Wei et al.), "trunk" (the trunk's
-    own layers) or "random" (fresh ones); the last two start with a fresh head.
+    `soft` holds, per teacher, logits of the train rows in order. `init` as for `new_student`.
     """
-    torch.manual_seed(schedule.seed)
-    asked = {"latents": latents, "crossing": crossing, "pooling": Pooling.LATENTS} if latents else {}
-    spec = teacher.spec.model_copy(update={"layers": layers, **asked})
-    student = new_branch(spec, material.trunk.encoder, random=init == "random")
-    if init == "teacher":
-        weights = teacher.state_dict()
-        for name, tensor in student.state_dict().items():
-            if name in weights and weights[name].shape == tensor.shape:  # latents have another pooler
-                tensor.copy_(weights[name])
+    student = new_student(material, teacher, layers, init, seed=schedule.seed, latents=latents, crossing=crossing)
     if teaching.mode is Mode.HEADS:
         separate_heads(student, teaching.heads(len(soft)))
     loss = distilled(material, student, soft, teaching)
     return _train_branch(material, student, schedule, checkpoint, report, loss, finish=lambda: merge_heads(student))
+
+
+def new_student(
+    material: TaskMaterial,
+    teacher: Branch,
+    layers: int,
+    init: str,
+    *,
+    seed: int,
+    latents: int = 0,
+    crossing: int = 1,
+) -> Branch:
+    """A student at the fork of `teacher`, before it is trained.
+
+    `init` is "teacher" (Wei et al.: its bottom `layers`, its pooler and head), "pretrained" (the same, all of it, where
+    `teacher` is what a first stage made of this student), "trunk" (the trunk's own layers) or "random" (fresh ones);
+    the last two start with a fresh head.
+    """
+    torch.manual_seed(seed)
+    asked = {"latents": latents, "crossing": crossing, "pooling": Pooling.LATENTS} if latents else {}
+    spec = teacher.spec.model_copy(update={"layers": layers, **asked})
+    student = new_branch(spec, material.trunk.encoder, random=init == "random")
+    if init in ("teacher", "pretrained"):
+        weights = teacher.state_dict()
+        for name, tensor in student.state_dict().items():
+            if name in weights and weights[name].shape == tensor.shape:  # latents have another pooler
+                tensor.copy_(weights[name])
+    return student
 
 
 def train_logits(material: TaskMaterial, branch: Branch, encoder: Encoder | None) -> Logits:
@@ -186,35 +205,42 @@ def train(
     of a pool takes numbers of its rows and gives their logits.
     """
     examples = material.examples(FIT, branch.spec.reading)
-    fitted, rows, valid = module(FIT), material.data.train, material.data.valid
+    fitted, rows = module(FIT), material.data.train
 
     def batch_loss(batch: BatchRows) -> Tensor:
         logits: Tensor = fitted(batch)
         width = logits.shape[1] if material.kind is Kind.TAGGING else 0
         return loss(batch, logits, examples.target_batch(batch, width).to(logits.device))
 
-    def held_out() -> float:
-        logits = examples.predict(fitted, valid)
-        return material.metrics(material.data.fit.take(valid), logits)[material.metric]
-
     outcome = fit(
         fitted,
         steps=schedule.steps(len(rows)),
         batch=Epochs(rows, examples.lengths[rows], schedule.batch_size, schedule.seed),
         loss=batch_loss,
-        evaluate=held_out,
+        evaluate=held_out(material, branch.spec.reading, fitted),
         schedule=schedule,
         checkpoint=checkpoint,
         report=report,
     )
     finish()
-    metrics, scored = {}, {}
+    return scored(material, branch, module, outcome)
+
+
+def held_out(material: TaskMaterial, reading: Reading, module: nn.Module) -> Callable[[], float]:
+    """What scores `module`, which takes row numbers of the pool FIT, on `valid` by the metric of the task."""
+    examples, valid = material.examples(FIT, reading), material.data.valid
+    return lambda: material.metrics(material.data.fit.take(valid), examples.predict(module, valid))[material.metric]
+
+
+def scored(material: TaskMaterial, branch: Branch, module: Callable[[str], nn.Module], outcome: Outcome) -> Trained:
+    """A branch that is trained, with its metrics on every split; `module` as for `train`."""
+    metrics, judged = {}, {}
     for split, (pool, picks) in material.splits().items():
         seen = material.examples(pool, branch.spec.reading)
         logits = seen.predict(module(pool).eval(), picks)
         metrics[split] = material.metrics(material.rows(pool).take(picks), logits)
-        scored[split] = seen.judged(logits, picks)
-    return Trained(branch, None, outcome, metrics, calibrate(material.kind, scored))
+        judged[split] = seen.judged(logits, picks)
+    return Trained(branch, None, outcome, metrics, calibrate(material.kind, judged))
 
 
 def _train_branch(

@@ -104,7 +104,7 @@ def by_length(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
         yield np.asarray(batch)
 
 
-def epoch_batches(rows: np.ndarray, lengths: np.ndarray, size: int, seed: tuple[int, int]) -> list[np.ndarray]:
+def epoch_batches(rows: np.ndarray, lengths: np.ndarray, size: int, seed: tuple[int, ...]) -> list[np.ndarray]:
     """All rows once, in batches of `size`, in an order given by `seed`; `lengths` are those of `rows`."""
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(rows))
@@ -142,14 +142,15 @@ def fit(
     schedule: Schedule,
     checkpoint: Path,
     report: Callable[[Progress], None] = lambda _: None,
+    evaluations: int | None = None,
 ) -> Outcome:
     """Train `module` for so many steps and leave its best weights in it, in eval mode.
 
     `batch(step)` is what step `step` trains on, `loss(batch)` its mean loss, `evaluate()` the score on held-out rows
-    (higher is better). State is kept in `checkpoint` at evaluations, the larger it is the less often, and taken up from
-    there.
+    (higher is better), asked `evaluations` times: by default once an epoch, within bounds. State is kept in
+    `checkpoint` at evaluations, the larger it is the less often, and taken up from there.
     """
-    evaluations = min(10, max(4, math.ceil(schedule.epochs)))
+    evaluations = evaluations or min(10, max(4, math.ceil(schedule.epochs)))
     marks = sorted({math.ceil(steps * (i + 1) / evaluations) for i in range(evaluations)})
     optimiser = torch.optim.AdamW(_groups(module, schedule), lr=schedule.learning_rate, fused=True)
     run = _Run.load(checkpoint, module, optimiser) or _Run()

@@ -48,7 +48,7 @@ class Examples:
         self.kind = kind
         self.rows = rows
         self.outside = labels.index("O") if kind is Kind.TAGGING else 0
-        tokens = {slot: _tokenise(slot, rows, encoder, max_tokens) for slot in reading.slots}
+        tokens = {slot: token_rows(slot, rows.texts, rows.pairs, encoder, max_tokens) for slot in reading.slots}
         self.slots = {slot: SlotTexts.of(token_rows) for slot, token_rows in tokens.items()}
         self.lengths = np.sum([[len(row) for row in token_rows] for token_rows in tokens.values()], axis=0)  # (rows,)
         self._labels = labels
@@ -225,9 +225,12 @@ class TaskMaterial:
         return found
 
 
-def _tokenise(slot: str, rows: Rows, encoder: Encoder, max_tokens: int) -> list[TokenRow]:
+def token_rows(
+    slot: str, texts: Sequence[str], pairs: Sequence[str] | None, encoder: Encoder, max_tokens: int
+) -> list[TokenRow]:
+    """What the encoder reads of inputs in one slot of a reading: "text", "pair" or "joint"."""
     if slot == "text":
-        return encoder.tokenize(rows.texts, max_tokens=max_tokens)
+        return encoder.tokenize(texts, max_tokens=max_tokens)
     if slot == "pair":
-        return encoder.tokenize(rows.pairs or [], max_tokens=max_tokens)
-    return encoder.tokenize(rows.texts, rows.pairs, max_tokens=max_tokens)
+        return encoder.tokenize(pairs or [], max_tokens=max_tokens)
+    return encoder.tokenize(texts, pairs, max_tokens=max_tokens)

@@ -10,8 +10,9 @@ Notation: B rows, T tokens, C outputs, K teachers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from trunkline.project.tasks import Kind
 from trunkline.project.teachers import Match, Mode
 from trunkline.training.loop import BatchRows
 from trunkline.training.losses import IGNORE, gold_loss, soften, teacher_loss
-from trunkline.training.material import FIT, Examples, Logits, TaskMaterial
+from trunkline.training.material import FIT, Logits, TaskMaterial
 
 SoftLoss = Callable[[BatchRows, Tensor, Tensor], Tensor]
 """(row numbers, logits, gold targets) -> loss."""
@@ -96,56 +97,75 @@ def distilled(material: TaskMaterial, student: Branch, soft: Sequence[Logits], t
     the labels, if they count, then one for each teacher.
     """
     kind, std, examples = material.kind, student.spec.std, material.examples(FIT, student.spec.reading)
-    weights = teaching.weights_of(len(soft))
-    if teaching.mode is Mode.HEADS:
-        shares = (weights / weights.sum()).tolist()
-        aims = [_softened(material, one, teaching.temperature) for one in soft]
-    else:
-        shares = [1.0]
-        aims = [_combined(material, examples, soft, teaching)]
+    targets_of = [examples.targets[int(row)] for row in material.data.train]
+    aims = [
+        dict(zip(map(int, material.data.train), one, strict=True)) for one in aims_of(kind, soft, teaching, targets_of)
+    ]
     heads = teaching.heads(len(soft))
 
     def loss(rows: BatchRows, logits: Tensor, targets: Tensor) -> Tensor:
         parts = logits.chunk(heads, dim=-1)
         total = teaching.gold_weight * gold_loss(kind, parts[0], targets, std=std)
         keep = (targets != IGNORE) if kind is Kind.TAGGING else torch.ones(len(rows), device=logits.device)
-        for part, aim, share in zip(parts[-len(aims) :], aims, shares, strict=True):
-            wanted = _batch(examples, aim, rows, part).to(logits.device)
-            total = total + share * teacher_loss(
-                kind, part.float(), wanted, teaching.temperature, keep=keep, std=std, match=teaching.match
-            )
+        firsts = [examples.firsts[row] for row in rows] if kind is Kind.TAGGING else []
+        wanted = [[aim[int(row)] for row in rows] for aim in aims]
+        for term in teacher_terms(kind, parts[-len(aims) :], wanted, firsts, keep, teaching, std=std):
+            total = total + term
         return total
 
     return loss
 
 
-Aims = dict[int, Tensor]
-"""Per train row, what a head is held to: (C,), or (words, C) for tagging."""
+def teacher_terms(
+    kind: Kind,
+    parts: Sequence[Tensor],
+    aims: Sequence[Sequence[Tensor]],
+    firsts: Sequence[Sequence[int | None]],
+    keep: Tensor,
+    teaching: Teaching,
+    *,
+    std: float,
+) -> Iterator[Tensor]:
+    """The weighted loss of each head that learns from teachers: `parts` are the logits of these, (B, C) or (B, T, C),
+    `aims` what they are held to (see `aims_of`), `firsts` of tagging the place of each word's first subword.
+
+    `keep` as for `teacher_loss`.
+    """
+    shares = [1.0]
+    if teaching.mode is Mode.HEADS:
+        weights = teaching.weights_of(len(aims))
+        shares = (weights / weights.sum()).tolist()
+    for part, aim, share in zip(parts, aims, shares, strict=True):
+        wanted = _batch(aim, firsts, part).to(part.device)
+        yield share * teacher_loss(
+            kind, part.float(), wanted, teaching.temperature, keep=keep, std=std, match=teaching.match
+        )
 
 
-def _softened(material: TaskMaterial, logits: Logits, temperature: float) -> Aims:
-    return {
-        int(row): soften(material.kind, torch.from_numpy(np.asarray(values)), temperature)
-        for row, values in zip(material.data.train, logits, strict=True)
-    }
+def aims_of(kind: Kind, soft: Sequence[Logits], teaching: Teaching, targets: Sequence[Any] = ()) -> list[list[Tensor]]:
+    """What each head that learns from teachers is held to, a tensor for each row: (C,), or (words, C) for tagging.
+
+    `soft` holds logits of the same rows per teacher. Mode `best` asks for the rows' `targets`.
+    """
+    each = [[torch.from_numpy(np.asarray(values)) for values in one] for one in soft]
+    if teaching.mode is Mode.HEADS:
+        return [[soften(kind, values, teaching.temperature) for values in one] for one in each]
+    rows = [torch.stack(values) for values in zip(*each, strict=True)]  # (K, C) or (K, words, C)
+    if teaching.mode is Mode.BEST:
+        return [[_combined(kind, row, teaching, target) for row, target in zip(rows, targets, strict=True)]]
+    return [[_combined(kind, row, teaching, None) for row in rows]]
 
 
-def _combined(material: TaskMaterial, examples: Examples, soft: Sequence[Logits], teaching: Teaching) -> Aims:
-    """What teachers say together, in the modes with one head."""
-    kind, weights = material.kind, teaching.weights_of(len(soft))
-    found = {}
-    for row, *values in zip(material.data.train, *soft, strict=True):
-        each = torch.stack([torch.from_numpy(np.asarray(value)) for value in values])  # (K, C) or (K, words, C)
-        counted = weights
-        if teaching.mode is Mode.MEAN_LOGITS:
-            found[int(row)] = soften(kind, _mean(each, counted), teaching.temperature)
-            continue
-        if teaching.mode is Mode.BEST:
-            target = torch.as_tensor(examples.targets[int(row)])
-            losses = torch.stack([gold_loss(kind, *_alone(kind, one, target)) for one in each]).nan_to_num()  # (K,)
-            counted = weights * (losses <= losses.min())
-        found[int(row)] = _mean(soften(kind, each, teaching.temperature), counted)
-    return found
+def _combined(kind: Kind, each: Tensor, teaching: Teaching, target: Any) -> Tensor:
+    """What teachers, (K, C) or (K, words, C), say of a row together, in the modes with one head."""
+    weights = teaching.weights_of(len(each))
+    if teaching.mode is Mode.MEAN_LOGITS:
+        return soften(kind, _mean(each, weights), teaching.temperature)
+    if teaching.mode is Mode.BEST:
+        gold = torch.as_tensor(target)
+        losses = torch.stack([gold_loss(kind, *_alone(kind, one, gold)) for one in each]).nan_to_num()  # (K,)
+        weights = weights * (losses <= losses.min())
+    return _mean(soften(kind, each, teaching.temperature), weights)
 
 
 def _alone(kind: Kind, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,13 +178,13 @@ def _mean(each: Tensor, weights: Tensor) -> Tensor:
     return (each * weights.view(-1, *[1] * (each.ndim - 1))).sum(0) / weights.sum()
 
 
-def _batch(examples: Examples, aims: Aims, rows: BatchRows, logits: Tensor) -> Tensor:
+def _batch(aims: Sequence[Tensor], firsts: Sequence[Sequence[int | None]], logits: Tensor) -> Tensor:
     """What these rows are held to, in the shape of `logits`: (B, C), or (B, T, C) with zeros where no word starts."""
-    if examples.kind is not Kind.TAGGING:
-        return torch.stack([aims[int(row)] for row in rows])
+    if not firsts:
+        return torch.stack(list(aims))
     batch = torch.zeros(logits.shape, dtype=torch.float32)
-    for place, row in enumerate(rows):
-        for first, aim in zip(examples.firsts[row], aims[int(row)], strict=True):
+    for place, (words, aim) in enumerate(zip(firsts, aims, strict=True)):
+        for first, values in zip(words, aim, strict=True):
             if first is not None:
-                batch[place, first] = aim
+                batch[place, first] = values
     return batch
