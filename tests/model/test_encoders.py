@@ -99,6 +99,34 @@ def test_a_branch_runs_its_own_copy_of_a_layer(folders: dict[str, Path], family:
 
 
 @every_family
+@torch.no_grad()
+def test_a_light_encoder_runs_the_layers_that_it_was_given(
+    folders: dict[str, Path], family: str, tmp_path: Path
+) -> None:
+    encoder = Encoder.load(folders[family])
+    batch = padded_batch(encoder)
+    light = encoder.light([0, 2])
+    states = encoder.hidden_states(batch)[:2]
+    states.append(encoder.run(encoder.layers[2], 1, states[1], encoder.context(batch.mask, torch.float32)))
+    light.save(tmp_path)
+    for one in (light, Encoder.load(tmp_path)):
+        found = one.hidden_states(batch)
+        assert one.depth == len(found) - 1 == 2
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, states, strict=True))
+    later = encoder.light([1]).hidden_states(batch)[1]
+    assert later.isfinite().all()
+    for parameter in light.parameters():
+        parameter.add_(1.0)
+    assert torch.equal(encoder.hidden_states(batch)[1], states[1]), "the copy shares weights with the encoder"
+
+
+@pytest.mark.parametrize("layers", [[], [1, 0], [0, 0], [3], [-1]])
+def test_layers_that_do_not_rise_or_are_not_there_make_no_encoder(folders: dict[str, Path], layers: list[int]) -> None:
+    with pytest.raises(ValueError, match="of an encoder with 3"):
+        Encoder.load(folders["bert"]).light(layers)
+
+
+@every_family
 def test_a_branch_layer_can_be_trained_while_the_encoder_is_frozen(folders: dict[str, Path], family: str) -> None:
     encoder = Encoder.load(folders[family]).requires_grad_(False)
     batch = padded_batch(encoder)

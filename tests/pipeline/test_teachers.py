@@ -17,11 +17,12 @@ from trunkline.bundle import Bundle
 from trunkline.bundle.merge import merge
 from trunkline.engine import Input
 from trunkline.errors import ProjectError
+from trunkline.model.branch import read_spec
 from trunkline.model.source import Source
-from trunkline.pipeline.execute import LOGITS
+from trunkline.pipeline.execute import LOGITS, VALID_LOGITS
 from trunkline.pipeline.foreign import load_logits
 from trunkline.pipeline.project import Project
-from trunkline.pipeline.stages import graph
+from trunkline.pipeline.stages import Stage, graph
 from trunkline.pipeline.task_files import TaskFiles
 from trunkline.project.config import load_files
 from trunkline.project.tasks import Kind, probabilities
@@ -363,3 +364,107 @@ def test_a_student_of_heads_is_merged_like_any_other(tmp_path: Path, encoder: Pa
     file = made.store.stages / made.graph.keys[student] / "branch.safetensors"
     bundle = Bundle.load(merge(made.source, {"intent": file}, [Input("play some music")], tmp_path / "out", name="x"))
     assert bundle.predict(["play some music"])[0]["intent"].label in LABELS  # type: ignore[union-attr]
+
+
+def students(root: Path) -> dict[str, Stage]:
+    """Who taught, as stages call it -> the stage of the student."""
+    stages = [stage for stage in Project.load(root).graph.stages.values() if stage.kind == "distill"]
+    return {stage.id.split("/")[-2]: stage for stage in stages}
+
+
+def test_to_compare_students_of_none_of_each_and_of_all_but_each_are_tried(tmp_path: Path, encoder: Path) -> None:
+    tiny_classifier(tmp_path / "models" / "big", LABELS)
+    (tmp_path / "soft.jsonl").write_text("")
+    names = ["self", "full", BIG]
+    root = project(tmp_path, encoder, teachers=names, compare=True)
+    alone = {"self", "full", "path:big"}
+    pairs = {"full+self", "full+path:big", "path:big+self"}
+    assert set(students(root)) == {"full+path:big+self", *alone, *pairs, "labels"}
+    assert students(root)["labels"].needs == ("intent/tune/single/L1/s13",)
+    assert "intent/teach/path:big" not in students(root)["full+self"].needs
+    before = {by: Project.load(root).graph.keys[stage.id] for by, stage in students(root).items()}
+    rewrite(root, teachers=names)
+    assert {by: Project.load(root).graph.keys[stage.id] for by, stage in students(root).items()} == {
+        "full+path:big+self": before["full+path:big+self"]  # comparing makes no other student of all
+    }
+    rewrite(root, teachers=["self", "full"], compare=True)  # all but one of two is one alone
+    assert set(students(root)) == {"full+self", "self", "full", "labels"}
+    rewrite(root, teachers="self", compare=True, layers=[0])
+    assert set(students(root)) == {"self", "labels"}
+    rewrite(root, teachers=["self", "file:../soft.jsonl"], compare=True, mode=["mean", "heads"], temperature=[1.0, 4.0])
+    found = {id for id in Project.load(root).graph.stages if "/distill/" in id and "/labels/" in id}
+    assert found == {"intent/distill/single/L1-l1/teacher/labels/T1/mean/s13"}  # labels alone know no such ways
+    assert all(("soft" in stage.fields) == ("file:soft" in stage.id) for stage in students(root).values())
+
+
+def test_which_layers_a_student_takes_is_searched_where_it_makes_a_difference(tmp_path: Path, encoder: Path) -> None:
+    takes = ["bottom", "spread", "top"]
+    distill = {
+        "teachers": ["self", "full"],
+        "take": takes,
+        "init": ["teacher", "trunk", "random"],
+        "layers": [0, 1, 2, 3],
+    }
+    keys = {**SORTS["intent"], "tune": {"layers": [3]}, "distill": distill}
+    root = write_project(tmp_path / "project", {"intent": keys}, encoder=encoder)
+    found = {id.split("/")[3]: set() for id in Project.load(root).graph.stages if "/distill/" in id}
+    for id, stage in Project.load(root).graph.stages.items():
+        if "/distill/" in id:
+            found[id.split("/")[3]].add((id.split("/")[4], stage.fields.get("take")))
+    plain = {(init, None) for init in ("teacher", "trunk", "random")}
+    top = {(f"{init}-top", "top") for init in ("teacher", "trunk")}
+    spread = {(f"{init}-spread", "spread") for init in ("teacher", "trunk")}
+    assert found == {
+        "L3-l0": plain - {("random", None)},
+        "L3-l1": plain | top,
+        "L3-l2": plain | top | spread,
+        "L3-l3": plain,
+    }
+    top_of_two = "intent/distill/single/L3-l2/teacher-top/full+self/s13"
+    workshop = Project.load(root).train([top_of_two])
+    spec = read_spec(workshop.store.stages / workshop.graph.keys[top_of_two] / "branch.safetensors")
+    assert (spec.fork, spec.layers) == (0, 2)
+
+
+def test_the_report_says_what_teachers_are_alone_together_and_left_out(tmp_path: Path, encoder: Path) -> None:
+    tiny_classifier(tmp_path / "models" / "big", LABELS)
+    root = project(tmp_path, encoder, teachers=["self", BIG], compare=True)
+    write_settings(root, encoder=str(encoder), search={"seeds": 2})
+    made = Project.load(root)
+    report = made.run().report["tasks"]["intent"]
+    found = report["teaching"]
+    assert [one["teacher"] for one in found["teachers"]] == ["self", "path:big"]
+    own, big = found["teachers"]
+    tuned = [one for one in report["candidates"] if one["stage"] == "tune"]
+    assert own["valid"] == pytest.approx(np.mean([one["valid"] for one in tuned]))
+    assert own["reported"] == pytest.approx(np.mean([one["reported"] for one in tuned]))
+    assert own["ms"] > tuned[0]["ms"]  # the trunk on its way is part of it
+    assert (big["reported"], big["ms"]) == (None, None)  # nobody asked it, or measured it
+
+    workshop = made.train(["intent/teach/path:big"])
+    data, scores = workshop.data("intent"), []
+    labels = [data.labels.index(data.fit.targets[row]) for row in data.valid]
+    for seed in (13, 14):
+        voices = [
+            np.asarray(workshop.taught(f"intent/tune/single/L1/s{seed}", held_out=True)),
+            np.asarray(load_logits(made.store.stages / made.graph.keys["intent/teach/path:big"] / VALID_LOGITS)),
+        ]
+        shares = sum(probabilities(Kind.CLASSIFICATION, voice / 2) for voice in voices)
+        scores.append(np.mean(np.asarray(shares).argmax(-1) == labels))
+    assert found["ensemble"] == pytest.approx(np.mean(scores))
+
+    valid = {(one["teacher"], one["seed"]): one["valid"] for one in report["candidates"] if one["stage"] == "distill"}
+    changes = {"+".join(one["teachers"]): one["change"] for one in found["students"]}
+    assert changes.pop("path:big+self") is None
+    for by, change in changes.items():
+        off = [valid[by or "labels alone", seed] - valid["path:big+self", seed] for seed in (13, 14)]
+        assert change == pytest.approx({"mean": np.mean(off), "spread": np.std(off, ddof=1), "settings": 1})
+    assert made.write_page(made.report()).read_text().count("<h4>Teachers</h4>") == 1
+    assert Project.load(root).run().ran == 0
+
+
+def test_what_teachers_say_together_is_told_only_where_it_is_known(tmp_path: Path, encoder: Path) -> None:
+    root = project(tmp_path, encoder, teachers=["self", "full"], mode="best")  # which looks at the labels
+    assert Project.load(root).run().report["tasks"]["intent"]["teaching"]["ensemble"] is None
+    rewrite(root, teachers="self", layers=[0])
+    assert Project.load(root).run().report["tasks"]["intent"]["teaching"] is None

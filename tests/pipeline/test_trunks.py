@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 from projects import SORTS, Heard, write_project, write_settings, write_task
+from tiny import tiny_encoder
 
 from trunkline.bundle.manifest import read_manifest
 from trunkline.errors import BundleError, EncoderError, ProjectError, TrunklineError, UsageError
 from trunkline.model.encoders import Encoder
 from trunkline.model.source import resolve
+from trunkline.pipeline.adapted import depth_of
 from trunkline.pipeline.project import Change, Project
+from trunkline.pipeline.teach import teacher_work
 from trunkline.pipeline.trunks import with_encoder
 from trunkline.training.adapt import apart
 from trunkline.training.loop import Progress
@@ -126,11 +129,91 @@ def test_moving_releases_every_task_on_the_new_trunk_or_none(done: Path, encoder
     assert not Project.load(done).plan().merges
 
 
+def test_a_light_trunk_starts_from_copies_of_the_layers_that_it_is_to_have(fresh: Path, encoder: Path) -> None:
+    project = with_adapt(fresh, encoder, layers=[1, 3], teachers="full", learning_rate=1e-9)
+    trunk = project.trunks.adapt("light")
+    assert (trunk.settings["layers"], trunk.settings["depths"]) == ([1, 3], [2])
+    light, whole = Encoder.load(fresh / "trunks" / "light"), Encoder.load(encoder)
+    for ours, theirs in zip(light.layers, (whole.layers[0], whole.layers[2]), strict=True):
+        for name, tensor in theirs.state_dict().items():
+            assert torch.allclose(ours.state_dict()[name], tensor, atol=1e-5), name
+    assert [(one.name, depth_of(fresh, one)) for one in project.trunks.all()] == [("light", 2)]
+
+
+def test_a_project_moves_to_a_light_trunk_and_the_models_before_teach_on(done: Path, encoder: Path) -> None:
+    project = with_adapt(done, encoder, layers=[1, 3], teachers="full")
+    project.run()
+    project.trunks.adapt("light")
+    full = {stage.task: project.graph.keys[stage.id] for task in project.tasks for stage in project.graph.full(task)}
+    result = Project.load(done).trunks.use("light", lambda _: True)
+    assert result is not None
+    assert result.report["encoder"]["depth"] == 2
+    for task in project.tasks:
+        write_task(done, task, **SORTS[task], distill={"teachers": ["self", f"full:{encoder}"]})
+    moved = Project.load(done)
+    heavy = [stage for stage in moved.graph.stages.values() if stage.trunk is not None]
+    assert [stage.id for stage in heavy] == [f"{task}/full:{encoder.name}/single/s13" for task in moved.tasks]
+    assert {stage.task: moved.graph.keys[stage.id] for stage in heavy} == full  # so none of them is trained again
+    heard = Heard()
+    report = moved.run(show=heard).report
+    assert all("/distill/" in name for name in heard.stages)
+    for task in moved.tasks:
+        students = [one for one in report["tasks"][task]["candidates"] if one["stage"] == "distill"]
+        assert {one["teacher"] for one in students} == {f"full:{encoder.name}+self"}
+    assert Project.load(done).plan().steps == []
+
+
+def test_a_model_of_another_trunk_that_is_not_there_is_trained(fresh: Path, encoder: Path, tmp_path: Path) -> None:
+    """Whatever its tokenizer, width and depth: it only teaches."""
+    tiny_encoder(tmp_path / "other", "electra", layers=2, width=16)
+    write_task(fresh, "intent", **SORTS["intent"], distill={"teachers": ["full:../other", "full:light@14"]})
+    shutil.copytree(encoder, fresh / "trunks" / "light")  # the very trunk of the project, by another name
+    with pytest.raises(ProjectError, match="nothing is trained with this seed"):
+        _ = Project.load(fresh).graph
+    write_settings(fresh, encoder=str(encoder), search={"seeds": 2})
+    project = Project.load(fresh)
+    student = "intent/distill/single/L1-l1/teacher/full:light@14+full:other/s13"
+    needs = ("intent/tune/single/L1/s13", "intent/full:other/single/s13", "intent/full/single/s14")
+    assert set(project.graph.stages[student].needs) == set(needs)
+    workshop = project.train([student])
+    other = "intent/full:other/single/s13"
+    assert workshop.taught(other).shape == workshop.taught("intent/full/single/s14").shape
+    work = teacher_work(project, "intent", "full:other", threads=1, show=Heard())  # and it may label shards
+    assert work.content == f"stage {project.graph.keys[other]}"
+    assert work.model.fingerprint == resolve("../other", None, fresh).fingerprint
+
+
+def test_a_trunk_that_is_not_there_teaches_nothing(fresh: Path) -> None:
+    write_task(fresh, "intent", **SORTS["intent"], distill={"teachers": ["full:../none"]})
+    with pytest.raises(
+        ProjectError, match=r"tasks/intent\.toml: distill\.teachers: encoder '\.\./none': no such folder"
+    ):
+        Project.load(fresh).check()
+
+
+def test_a_light_trunk_that_has_fewer_layers_than_are_tuned_is_not_moved_to(done: Path, encoder: Path) -> None:
+    project = with_adapt(done, encoder, layers=[2])
+    project.trunks.adapt("light")
+    with pytest.raises(ProjectError, match=r"tune\.layers: more layers than the encoder has"):
+        Project.load(done).trunks.use("light", lambda _: True)
+    assert "light" not in (done / "project.toml").read_text()
+
+
+@pytest.mark.parametrize(("layers", "said"), [([], "empty"), ([3, 1], "not in rising order"), ([0], "out of range")])
+def test_layers_of_a_light_trunk_that_are_none_are_said(
+    fresh: Path, encoder: Path, layers: list[int], said: str
+) -> None:
+    with pytest.raises(ProjectError, match=rf"adapt\.layers: {said}"):
+        with_adapt(fresh, encoder, layers=layers)
+
+
 @pytest.mark.parametrize(
     ("settings", "name", "without", "said"),
     [
         ({"tasks": ["intent", "intents"]}, "v2", [], "adapt.tasks"),
         ({"depths": [2, 9]}, "v2", [], "adapt.depths"),
+        ({"layers": [1, 4]}, "v2", [], "adapt.layers: no such layer of the encoder"),
+        ({"layers": [1, 3], "depths": 3}, "v2", [], "adapt.depths: deeper than the light trunk"),
         ({}, "v 2", [], "cannot name a trunk"),
         ({}, "minilm", [], "cannot name a trunk"),
         ({}, "v2", ["intents"], "intents"),

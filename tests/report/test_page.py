@@ -254,6 +254,70 @@ def test_exits_are_named_with_what_each_speed_comes_to(make_report: Any) -> None
     assert "exit" not in tone.text
 
 
+def taught() -> dict[str, Any]:
+    """Three teachers, one of which nobody measured, and students of all, of all but each, and of none."""
+
+    def students(*by: str, change: float | None) -> dict[str, Any]:
+        moved = None if change is None else {"mean": change, "spread": 0.002, "settings": 2}
+        figures = {"valid": 0.9 + (change or 0.0), "reported": 0.89, "ms": 10.0}
+        return {
+            "teachers": list(by),
+            "fork": 4,
+            "layers": 1,
+            "latents": 0,
+            "reading": "single",
+            **figures,
+            "change": moved,
+        }
+
+    names = ("<full>", "path:big", "self")
+    return {
+        "all": list(names),
+        "teachers": [
+            {"teacher": name, "valid": 0.91, "reported": None if name == "path:big" else 0.9, "ms": ms}
+            for name, ms in zip(names, (24.0, None, 16.0), strict=True)
+        ],
+        "ensemble": 0.925,
+        "students": [
+            students(*names, change=None),
+            students("<full>", "self", change=-0.03),
+            students("path:big", "self", change=0.001),
+            students("self", change=-0.04),
+            students(change=-0.05),
+        ],
+    }
+
+
+def test_teachers_stand_beside_their_students_with_what_it_costs_to_leave_one_out(make_report: Any) -> None:
+    report = make_report(2)
+    report["tasks"]["intent"]["teaching"] = taught()
+    page = parse(render(report))
+    intent, other = (article(page, name) for name in report["tasks"])
+    assert (
+        "What it changes on valid to leave a teacher out (mean and standard deviation over seeds): "
+        "path:big −0.030 ± 0.002, <full> +0.001 ± 0.002."
+    ) in intent.text
+    rows = {row[0]: row[1:] for row in cells(table(intent, "teachers"))[1:]}
+    assert rows["<full>"] == ["", "0.910", "0.900", "24.0\u00a0ms", "1,333", ""]
+    assert rows["path:big"] == ["", "0.910", "–", "–", "–", ""]
+    assert rows["all teachers together"][1] == "0.925"
+    assert rows["student of all"] == ["4 + 1", "0.900", "0.890", "10.0\u00a0ms", "3,200", ""]
+    assert rows["student of all but path:big"][-1] == "−0.030 ± 0.002"
+    assert {"student of self alone", "student of labels alone", "student of all but <full>"} <= rows.keys()
+    (chart,) = [one for one in intent.all("svg") if one.attributes["aria-labelledby"].startswith("teachers-")]
+    marks = [mark for tag in SVG_SHAPES for mark in chart.all(tag, "point")]
+    assert len(marks) == 2 + 5  # a teacher that nobody measured is a line
+    assert {"path:big", "together"} <= {note.text for note in chart.all("text", "note")}
+    assert not other.all("table", "teachers")
+
+
+def test_teachers_of_which_little_is_known_do_no_harm(make_report: Any) -> None:
+    report = make_report(1)
+    report["tasks"]["intent"]["teaching"] = {"teachers": [{"teacher": "file:x"}, {}], "students": [{}], "all": None}
+    page = parse(render(report))
+    assert len(cells(table(page, "teachers"))) == 1 + 2 + 1 + 1
+
+
 def test_a_task_that_flags_texts_says_how_often_it_flags_what_is_in_scope(make_report: Any) -> None:
     report = make_report(3)
     page = parse(render(report))

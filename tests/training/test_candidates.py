@@ -14,6 +14,7 @@ from torch import nn
 
 from trunkline.model.branch import Branch, Reading
 from trunkline.model.trunk import Trunk
+from trunkline.project.taking import Take
 from trunkline.project.tasks import DEFAULT_METRIC
 from trunkline.training.calibration import calibrate
 from trunkline.training.candidates import Trained, schedule_of, train_full, train_logits, train_student, train_tuned
@@ -123,6 +124,23 @@ def test_a_student_starts_from_the_bottom_layers_of_its_teacher(make: Any, tmp_p
     assert {name.split(".")[1] for name in learnt if name.startswith("layers.")} == {"0"}
     assert all(torch.equal(tensor, taught[name]) for name, tensor in learnt.items())
     assert any(not torch.equal(tensor, learnt[f"layers.0.{name}"]) for name, tensor in trunk_top.items())
+
+
+@pytest.mark.parametrize(("take", "places"), [("bottom", [0, 1]), ("spread", [0, 2]), ("top", [1, 2])])
+@pytest.mark.parametrize("init", ["teacher", "trunk"])
+def test_a_student_starts_from_the_layers_that_it_takes(
+    make: Any, tmp_path: Path, trunk: Trunk, init: str, take: str, places: list[int]
+) -> None:
+    material = make("intent")
+    teacher = train_tuned(material, Reading.SINGLE, 3, quick(), tmp_path / "t.pt", quiet).branch
+    still = quick(rate=0.0)
+    options = {"teaching": Teaching(2.0, 1.0), "take": Take(take)}
+    soft = [train_logits(material, teacher, None)]
+    student = train_student(material, teacher, soft, 2, init, still, tmp_path / "s.pt", quiet, **options).branch
+    own = teacher.layers if init == "teacher" else trunk.encoder.layers
+    assert (student.spec.fork, student.spec.layers) == (0, 2)
+    for layer, place in zip(student.layers, places, strict=True):
+        assert all(torch.equal(tensor, own[place].state_dict()[name]) for name, tensor in layer.state_dict().items())
 
 
 def test_a_student_can_start_from_the_trunk_or_from_nothing(make: Any, tmp_path: Path, trunk: Trunk) -> None:

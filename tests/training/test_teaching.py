@@ -17,7 +17,7 @@ from trunkline.project.teachers import Match, Mode
 from trunkline.training.candidates import OverStates, schedule_of, train_student, train_tuned
 from trunkline.training.losses import gold_loss, soften, teacher_loss
 from trunkline.training.material import FIT, Logits, TaskMaterial
-from trunkline.training.teaching import SeparateHeads, Teaching, distilled, merge_heads, separate_heads
+from trunkline.training.teaching import SeparateHeads, Teaching, distilled, merge_heads, separate_heads, together
 
 
 def made_up(material: TaskMaterial, seed: int) -> Logits:
@@ -128,3 +128,26 @@ def test_each_head_is_held_to_its_own_teacher(make: Any, trunk: Trunk) -> None:
     ]
     wanted = 0.5 * float(gold_loss(kind, gold_part, targets)) + 0.25 * each[0] + 0.75 * each[1]
     assert float(loss(rows, logits, targets)) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("task", ["intent", "slots", "tone", "urgency"])
+def test_teachers_together_say_what_their_student_is_held_to(make: Any, task: str) -> None:
+    material = make(task)
+    kind, soft, weights = material.kind, [made_up(material, seed) for seed in (1, 2)], (1.0, 3.0)
+    pairs = [[torch.from_numpy(row) for row in rows] for rows in zip(*soft, strict=True)]
+    mean = together(kind, soft, Teaching(2.0, 1.0, Mode.MEAN, weights=weights))
+    for said, (one, other) in zip(mean, pairs, strict=True):
+        wanted = 0.25 * soften(kind, one, 2.0) + 0.75 * soften(kind, other, 2.0)
+        assert torch.allclose(soften(kind, torch.from_numpy(said), 1.0), wanted, atol=1e-5)
+    for mode in (Mode.MEAN_LOGITS, Mode.HEADS):
+        logits = together(kind, soft, Teaching(2.0, 1.0, mode, weights=weights))
+        for said, (one, other) in zip(logits, pairs, strict=True):
+            assert torch.allclose(torch.from_numpy(said), 0.25 * one + 0.75 * other, atol=1e-6)
+    with pytest.raises(ValueError, match="by its label"):
+        together(kind, soft, Teaching(2.0, 1.0, Mode.BEST))
+
+
+@pytest.mark.parametrize("task", ["intent", "tone"])
+def test_teachers_that_are_quite_sure_still_give_finite_logits(make: Any, task: str) -> None:
+    sure = np.asarray([[200.0, -200.0, 0.0]], dtype=np.float32)
+    assert np.isfinite(np.asarray(together(make(task).kind, [sure, sure], Teaching(1.0, 1.0)))).all()

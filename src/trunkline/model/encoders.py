@@ -106,6 +106,33 @@ class Encoder(nn.Module):
             layers.apply(self.model._init_weights)
         return layers.requires_grad_(True).eval()
 
+    def light(self, layers: Sequence[int]) -> Encoder:
+        """A lighter encoder: copies of these layers, in rising order, and of all that is no layer; in eval mode.
+
+        What a layer has only off the first place, as ModernBERT's norm before attention, is left out of the first.
+        Raises ValueError where the layers do not rise, or are none of its own.
+        """
+        if not layers or sorted({*layers} & {*range(self.depth)}) != list(layers):
+            raise ValueError(f"layers {list(layers)} of an encoder with {self.depth}")
+        settings = self.model.config.to_dict()
+        settings["n_layers" if "n_layers" in settings else "num_hidden_layers"] = len(layers)
+        if "layer_types" in settings:
+            settings["layer_types"] = [settings["layer_types"][layer] for layer in layers]
+        reader = self.reader
+        shape = Shape(self.family, len(layers), self.width, reader.max_positions, reader.pad_id, settings)
+        model = _build(shape)
+        place = next(name for name, module in self.model.named_modules() if module is self.layers)
+        weights = self.model.state_dict()
+
+        def source(name: str) -> str:
+            if not name.startswith(f"{place}."):
+                return name
+            number, _, rest = name.removeprefix(f"{place}.").partition(".")
+            return f"{place}.{layers[int(number)]}.{rest}"
+
+        model.load_state_dict({name: weights[source(name)] for name in model.state_dict()})
+        return Encoder(model, reader.tokenizer, shape).eval()
+
     def tokenize(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_tokens: int = 128
     ) -> list[TokenRow]:

@@ -55,6 +55,7 @@ def adapt(shop: Workshop, key: str, fields: dict[str, Any], report: Report) -> E
                 sampling=asked.sampling,
                 temperature=asked.temperature,
                 gold_weight=asked.gold_weight,
+                layers=[layer - 1 for layer in fields["layers"]] if "layers" in fields else None,
                 masked=asked.masked,
                 texts=_unlabelled(shop, asked.unlabelled, [*parts, *fields.get("judged", ())]),
             )

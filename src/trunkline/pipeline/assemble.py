@@ -149,13 +149,13 @@ class Assembly:
     def options(self, tasks: Sequence[str]) -> Options:
         """The candidates of these tasks, all of whose stages are done."""
         searched = [s for task in tasks for s in self.graph.of(task, StageKind.TUNE, StageKind.DISTILL)]
-        full = {task: self.graph.of(task, StageKind.FULL) for task in tasks}
+        full = {task: self.graph.full(task) for task in tasks}
         wholes = [self._entry(stage) for stages in full.values() for stage in stages]
         shapes = {shape_of(entry.result["branch"]) for entry in [*map(self._entry, searched), *wholes]}
         shapes |= {shape for entry in wholes for shape in full_shapes(entry.result["branch"])}
         measured = measure(self.source, self.files.settings.cost, self.store, shapes, self.say)
         candidates, best = [], {}
-        for id, stages in _over_seeds(searched).items():
+        for id, stages in over_seeds(searched).items():
             entries = [self._entry(stage) for stage in stages]
             scores = [self._valid(stages[0].task, entry) for entry in entries]
             branch = entries[0].result["branch"]
@@ -184,7 +184,7 @@ class Assembly:
 
     def _strongest(self, task: str, stages: Sequence[Stage]) -> list[Entry]:
         """The full models, one for each seed, of the way to train them that is best on `valid`."""
-        ways = [[self._entry(stage) for stage in found] for found in _over_seeds(stages).values()]
+        ways = [[self._entry(stage) for stage in found] for found in over_seeds(stages).values()]
         return max(ways, key=lambda entries: float(np.mean([self._valid(task, entry) for entry in entries])))
 
     def _entry(self, stage: Stage) -> Entry:
@@ -375,7 +375,7 @@ def inputs_of(rows: Rows) -> list[Input]:
     return [Input(text, pair, spans) for text, pair, spans in zip(rows.texts, pairs, words, strict=True)]  # type: ignore[arg-type]
 
 
-def _over_seeds(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
+def over_seeds(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
     """The stages that differ in nothing but their seed, by what they have in common."""
     groups: dict[str, list[Stage]] = {}
     for stage in stages:

@@ -2,7 +2,7 @@
 
     prepare   data/             rows, splits and labels (project/data.py)
     full      branch.safetensors, encoder/
-    teach     logits.safetensors    of the train rows
+    teach     logits.safetensors    of the train rows, and valid.safetensors of those of `valid`
     tune      branch.safetensors
     pretrain  branch.safetensors
     distill   branch.safetensors
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ from trunkline.project.explain import quoted
 from trunkline.project.scope import check_scope
 from trunkline.project.soft import soft_labels
 from trunkline.project.speed import fastest
+from trunkline.project.taking import Take
 
 if TYPE_CHECKING:
     from trunkline.model.exits import Form
@@ -51,6 +52,7 @@ BRANCH = "branch.safetensors"
 ENCODER = "encoder"
 DATA = "data"
 LOGITS = "logits.safetensors"
+VALID_LOGITS = "valid.safetensors"
 
 Report = Callable[["Progress"], None]
 
@@ -86,7 +88,7 @@ class Workshop:
                 elif stage.kind is StageKind.PRETRAIN:
                     kept = self._pretrain(stage, artifacts, checkpoint, report)
                 else:
-                    kept = self._keep(self._train(stage, checkpoint, report), artifacts)
+                    kept = self._keep(self._over(stage)._train(stage, checkpoint, report), artifacts)
             except FloatingPointError as error:
                 key = f"{stage.kind}.learning_rate"  # tables of schedules are called as the stages that read them
                 raise TrunklineError(f"{stage.id}: {error}; lower {key} in tasks/{stage.task}.toml") from error
@@ -164,6 +166,10 @@ class Workshop:
             unlabelled=read_unlabelled(self.files.root, task, self.files.tasks[task], data),
         )
 
+    def _over(self, stage: Stage) -> Workshop:
+        """This workshop with the trunk of a stage, where that is another than the project's."""
+        return self if stage.trunk is None else replace(self, source=stage.trunk, _trunk=None, _material={})
+
     def _train(self, stage: Stage, checkpoint: Path, report: Report) -> Trained:
         from trunkline.model.branch import Reading
         from trunkline.training.candidates import schedule_of, train_full, train_student, train_tuned
@@ -198,6 +204,7 @@ class Workshop:
             teaching=teaching_of(stage.fields, stage.teachers),
             latents=fields.get("latents", 0),
             crossing=fields.get("crossing", 1),
+            take=Take(fields.get("take", Take.BOTTOM)),
         )
 
     def _start(self, student: Stage) -> Any:
@@ -329,6 +336,7 @@ class Workshop:
 
         said = ask(teacher, stage.task, settings, self.data(stage.task), self.device, moved)
         save_logits(said.train, artifacts / LOGITS)
+        save_logits(said.held_out, artifacts / VALID_LOGITS)
         for note in said.notes:
             self.say(f"{stage.id}: {note}")
         return {"metrics": {"valid": said.valid}}
@@ -353,15 +361,17 @@ class Workshop:
 
         return load_branch(self._entry(id).folder / BRANCH, encoder or self.trunk.encoder).to(self.device)
 
-    def taught(self, id: str) -> Logits:
-        """A teacher's logits for the train rows."""
+    def taught(self, id: str, *, held_out: bool = False) -> Logits:
+        """Logits of a model of the task's own for the train rows, or for those of `valid`."""
         from trunkline.model.encoders import Encoder
-        from trunkline.training.candidates import train_logits
+        from trunkline.training.candidates import fit_logits
 
         stage = self.graph.stages[id]
-        full = stage.kind is StageKind.FULL
+        shop, full = self._over(stage), stage.kind is StageKind.FULL
         encoder = Encoder.load(self._entry(id).folder / ENCODER).to(self.device) if full else None
-        return train_logits(self.material(stage.task), self._branch(id, encoder), encoder)
+        material = shop.material(stage.task)
+        rows = material.data.valid if held_out else material.data.train
+        return fit_logits(material, shop._branch(id, encoder), encoder, rows)
 
     def _keep(self, trained: Trained, artifacts: Path) -> dict[str, Any]:
         from trunkline.model.branch import save_branch

@@ -160,9 +160,12 @@ def fit(teacher: ForeignTeacher, task: str, settings: TaskSettings, data: TaskDa
 
 @dataclass(frozen=True)
 class Said:
-    """What a teacher said: logits of the train rows in order, its metrics on `valid`, and what is odd about it."""
+    """What a teacher said: logits of the train rows, and of those of `valid`, in order, its metrics there, and what is
+    odd about it.
+    """
 
     train: Logits
+    held_out: Logits
     valid: dict[str, float]
     notes: list[str]
 
@@ -193,15 +196,16 @@ def ask(
         found.append(logits)
     if not all(np.isfinite(one).all() for one in found):
         raise TrunklineError(f"{teacher.name} gives numbers that are not finite")
-    train, valid = found[: len(data.train)], found[len(data.train) :]
-    held_out = data.fit.take(data.valid)
-    metrics = evaluate(settings.kind, data.labels, data.positive, held_out, valid)
+    said: Logits = found if settings.kind is Kind.TAGGING else np.stack(found)
+    train, held_out = said[: len(data.train)], said[len(data.train) :]
+    rows = data.fit.take(data.valid)
+    metrics = evaluate(settings.kind, data.labels, data.positive, rows, held_out)
     notes = []
     if settings.kind is Kind.REGRESSION:
-        gold = np.asarray(held_out.targets, dtype=np.float64)
+        gold = np.asarray(rows.targets, dtype=np.float64)
         if metrics["mae"] > np.abs(gold - gold.mean()).mean():
             notes.append("farther from the labels of `valid` than their mean is; are its numbers in the task's unit?")
-    return Said(train if settings.kind is Kind.TAGGING else np.stack(train), metrics, notes)
+    return Said(train, held_out, metrics, notes)
 
 
 def _inputs(rows: Rows) -> list[Input]:

@@ -17,6 +17,7 @@ from trunkline.model.source import Source, resolve
 from trunkline.pipeline import plan as planning
 from trunkline.pipeline.assemble import Assembly, Options
 from trunkline.pipeline.costs import forget
+from trunkline.pipeline.ensemble import ensemble
 from trunkline.pipeline.execute import Workshop
 from trunkline.pipeline.foreign import check_teachers
 from trunkline.pipeline.gc import Freed, collect
@@ -263,7 +264,7 @@ class Project:
         self._train(workshop, steps, show)
         kept = assembly.kept(pinned, chosen)
         release = assembly.release(names, options, choice, _note(live, choice.candidates, kept, self.tasks))
-        report = make_report(assembly, options, release, show.say)
+        report = make_report(assembly, options, release, show.say, partial(ensemble, workshop))
         write_json(self.report_file, report)
         self.write_page(report)
         return release, report, len(steps)

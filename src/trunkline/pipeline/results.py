@@ -15,6 +15,7 @@ import numpy as np
 from trunkline.bundle.release import Release
 from trunkline.machine import machine
 from trunkline.pipeline.assemble import Assembly, Options
+from trunkline.pipeline.compared import Ensemble, compared
 from trunkline.pipeline.costs import openvino_version
 from trunkline.pipeline.execute import BRANCH, ENCODER
 from trunkline.pipeline.select import READS, Candidate, Choice
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 COMPARE_VERSION = 3
 
 
-def make_report(assembly: Assembly, options: Options, release: Release, say: Callable[[str], None]) -> dict[str, Any]:
+def make_report(
+    assembly: Assembly, options: Options, release: Release, say: Callable[[str], None], ensemble: Ensemble
+) -> dict[str, Any]:
     """Everything that the page and the terminal show of a release."""
     settings = assembly.files.settings
     selection = assembly.selections.of(release)
@@ -56,7 +59,13 @@ def make_report(assembly: Assembly, options: Options, release: Release, say: Cal
             "engine": options.measured.engine,
             "dtype": options.measured.dtype,
         },
-        "tasks": {task: _task(assembly, options, task, picked[task], scored[task]) for task in sorted(picked)},
+        "tasks": {
+            task: {
+                **_task(assembly, options, task, picked[task], scored[task]),
+                "teaching": compared(assembly, options, task, ensemble),
+            }
+            for task in sorted(picked)
+        },
         "merged": _merged(assembly, options, release, picked, scored, selection.met, say),
         "depths": [_depth(assembly, options, depth, choice) for depth, choice in assembly.by_depth(options)],
         "paper_rule": {
@@ -193,10 +202,10 @@ def _candidate(assembly: Assembly, options: Options, stage: Stage, picked: str) 
 
 
 def _start(assembly: Assembly, stage: Stage) -> str | None:
-    """What a student's layers started from, and how many unlabelled rows they had learned, where there was a first
-    stage.
+    """What a student's layers started from, which of them where not the bottom ones, and how many unlabelled rows they
+    had learned, where there was a first stage.
     """
-    init: str | None = stage.fields.get("init")
+    init = ", ".join(stage.fields[name] for name in ("init", "take") if name in stage.fields) or None
     for need in stage.needs:
         if assembly.graph.stages[need].kind is StageKind.PRETRAIN:
             first = assembly.store.get(assembly.graph.keys[need])
@@ -208,6 +217,8 @@ def _teacher(stage: Stage) -> str | None:
     """Who taught a student, and by what loss where that is not the usual one."""
     if stage.kind is not StageKind.DISTILL:
         return None
+    if not stage.teachers:
+        return "labels alone"
     usual, asked = DistillSettings(), stage.fields["schedule"]
     parts = ["+".join(stage.fields["teachers"])]
     parts += [f"T {asked['temperature']:g}"] if asked["temperature"] not in usual.temperature else []

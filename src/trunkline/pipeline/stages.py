@@ -13,7 +13,7 @@ text, comments or fields that it does not read. Knows project files and hashes; 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from itertools import product
@@ -24,9 +24,20 @@ from trunkline.model.source import Source
 from trunkline.pipeline.misfits import misfits
 from trunkline.pipeline.store import key_of
 from trunkline.pipeline.task_files import TaskFiles
-from trunkline.pipeline.ways import GRID, PRETRAINED, Teacher, pretrain_fields, teach_id, teachers_of, ways
+from trunkline.pipeline.ways import (
+    GRID,
+    PRETRAINED,
+    Teacher,
+    full_stem,
+    pretrain_fields,
+    taught_by,
+    teach_id,
+    teachers_of,
+    ways,
+)
 from trunkline.project.config import (
     CostSettings,
+    DistillSettings,
     ExitSettings,
     PretrainSettings,
     ProjectFiles,
@@ -34,8 +45,9 @@ from trunkline.project.config import (
     TaskSettings,
 )
 from trunkline.project.data import data_fields, pinned
+from trunkline.project.taking import Take, taken
 from trunkline.project.tasks import Kind
-from trunkline.project.teachers import Elsewhere, foreign
+from trunkline.project.teachers import Elsewhere, foreign, own
 
 
 class StageKind(StrEnum):
@@ -79,7 +91,8 @@ FINISHING = (StageKind.SCOPE, StageKind.EXITS)
 class Stage:
     """One stage: `fields` is all that it reads apart from the results of `needs` (ids of other stages).
 
-    `teachers` of a student say where what each of them says is found: the id of a stage, or the path of a file.
+    `teachers` of a student say where what each of them says is found: the id of a stage, or the path of a file. A full
+    model may be that of another `trunk` than the project's own.
     """
 
     id: str
@@ -88,6 +101,7 @@ class Stage:
     fields: dict[str, Any]
     needs: tuple[str, ...] = ()
     teachers: tuple[Teacher, ...] = ()
+    trunk: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +133,10 @@ class Graph:
     def of(self, task: str, *kinds: StageKind) -> list[Stage]:
         """The stages of a task but for those that finish a branch, of these kinds or of all."""
         return [stage for stage in self.stages.values() if stage.task == task and (not kinds or stage.kind in kinds)]
+
+    def full(self, task: str) -> list[Stage]:
+        """The stages that fine-tune all of the project's own trunk for a task: its baselines."""
+        return [stage for stage in self.of(task, StageKind.FULL) if stage.trunk is None]
 
     def finishing_of(self, branch: str) -> list[Stage]:
         """What the candidate of this key goes through once it is selected, in order; nothing if its task asks for none.
@@ -208,6 +226,12 @@ def _task_stages(
         }
         full = list(_full(name, settings, common, data.pairs, prepare))
         yield from full
+        heavy = _heavy(name, settings, common, data, prepare) if settings.distill.layers else {}
+        for asked in filter(None, map(own, settings.distill.teachers)):
+            if asked.trunk in heavy and asked.seed in (None, seed):
+                yield heavy[asked.trunk]
+        whole: dict[str | None, str] = {None: full[0].id}
+        whole |= {trunk: heavy.get(trunk, full[0]).id for trunk in data.trunks}
         for reading in readings(settings, data.pairs):
             for tuned in sorted(set(settings.tune.layers)):
                 tune = Stage(
@@ -222,7 +246,7 @@ def _task_stages(
                     },
                     (prepare.id,),
                 )
-                for candidate in (tune, *_students(name, settings, common, reading, tune, full[0], data)):
+                for candidate in (tune, *_students(name, settings, common, reading, tune, whole, data)):
                     yield candidate
                     if candidate.kind is StageKind.PRETRAIN:
                         continue  # on the way to a candidate
@@ -242,12 +266,28 @@ def _full(name: str, settings: TaskSettings, common: dict[str, Any], pairs: bool
         for rate in rates:
             searched = f"/lr{rate:g}" if len(rates) > 1 else ""
             yield Stage(
-                f"{name}/full/{reading}{searched}/s{common['seed']}",
+                f"{full_stem(name, None)}/{reading}{searched}/s{common['seed']}",
                 StageKind.FULL,
                 name,
                 {**common, "reading": reading, "schedule": {**schedule, "learning_rate": rate}},
                 (prepare.id,),
             )
+
+
+def _heavy(
+    name: str, settings: TaskSettings, common: dict[str, Any], data: TaskFiles, prepare: Stage
+) -> dict[str, Stage]:
+    """The full models of other trunks that teach a task, by what its file calls the trunk.
+
+    Keys are those of a project that has this trunk, so that nothing is trained again after a move.
+    """
+    found = {}
+    for trunk, source in data.trunks.items():
+        if source.fingerprint != common["encoder"]:
+            first = next(_full(name, settings, {**common, "encoder": source.fingerprint}, data.pairs, prepare))
+            id = full_stem(name, trunk) + first.id.removeprefix(full_stem(name, None))
+            found[trunk] = replace(first, id=id, trunk=source)
+    return found
 
 
 def _teach(name: str, settings: TaskSettings, data: TaskFiles, prepare: Stage) -> Iterator[Stage]:
@@ -273,12 +313,13 @@ def _students(
     common: dict[str, Any],
     reading: str,
     tune: Stage,
-    full: Stage,
+    full: Mapping[str | None, str],
     data: TaskFiles,
 ) -> Iterator[Stage]:
     """The students of tuned layers, each after its first stage where it has one."""
     distill = settings.distill
-    teachers = teachers_of(name, settings, tune.id, full.id)
+    teachers = teachers_of(name, settings, tune.id, full)
+    files = list(zip(settings.soft_files, data.soft, strict=True))
     tuned = int(tune.fields["layers"])
     for layers in sorted(set(distill.layers)):
         if layers > tuned or (layers == tuned and all(teacher.stage == tune.id for teacher in teachers)):
@@ -286,9 +327,18 @@ def _students(
         few = distill.latents if layers and settings.kind is not Kind.TAGGING else [0]
         # A head alone starts afresh or as its teacher's, whatever else is asked for.
         starts = distill.init if layers else sorted({"trunk" if one == "random" else one for one in distill.init})
-        for init, latents, way in product(starts, few, ways(distill, settings.kind, teachers)):
+        begins = [(init, take) for init in starts for take in _takes(distill, init, layers, tuned)]
+        taught = [
+            (group, way)
+            for group in taught_by(teachers, compare=distill.compare)
+            for way in ways(distill, settings.kind, group)
+        ]
+        for (init, take), latents, (group, way) in product(begins, few, taught):
+            start = init if take is Take.BOTTOM else f"{init}-{take}"
             size = f"L{tuned}-l{layers}" + (f"-m{latents}" if latents else "")
-            called = sorted({teacher.called for teacher in teachers})
+            called = sorted({teacher.called for teacher in group})
+            soft = sorted(content for file, content in files if any(teacher.file == file for teacher in group))
+            by = "+".join(called) or "labels"
             shape = {
                 **common,
                 "reading": reading,
@@ -302,14 +352,15 @@ def _students(
                 needs.append(first.id)
                 yield first
             yield Stage(
-                f"{name}/distill/{reading}/{size}/{init}/{'+'.join(called)}{way.searched(distill)}/s{common['seed']}",
+                f"{name}/distill/{reading}/{size}/{start}/{by}{way.searched(distill)}/s{common['seed']}",
                 StageKind.DISTILL,
                 name,
                 {
                     **shape,
                     "init": init,
+                    **({"take": take.value} if take is not Take.BOTTOM else {}),
                     "teachers": called,
-                    **({"soft": sorted(data.soft)} if data.soft else {}),
+                    **({"soft": soft} if soft else {}),
                     **way.fields,
                     "schedule": {
                         **distill.model_dump(mode="json", exclude=GRID),
@@ -317,8 +368,8 @@ def _students(
                         "gold_weight": way.gold_weight,
                     },
                 },
-                tuple(dict.fromkeys([*needs, *(one.stage for one in teachers if one.stage is not None)])),
-                teachers,
+                tuple(dict.fromkeys([*needs, *(one.stage for one in group if one.stage is not None)])),
+                group,
             )
 
 
@@ -335,6 +386,13 @@ def _pretrain(
         {**shape, "init": init, "shards": list(shards), **pretrain_fields(settings)},
         (tune.id, f"{tune.task}/{StageKind.PREPARE}"),
     )
+
+
+def _takes(distill: DistillSettings, init: str, layers: int, tuned: int) -> list[Take]:
+    """Which layers a student may start from, each choice once: what is the same as the lowest ones is called that."""
+    takes = map(Take, distill.take if init in ("teacher", "trunk") else ["bottom"])
+    same = taken(Take.BOTTOM, layers, tuned)
+    return list(dict.fromkeys(Take.BOTTOM if taken(take, layers, tuned) == same else take for take in takes))
 
 
 def _scope(candidate: Stage, common: dict[str, Any], settings: ScopeSettings) -> Stage:

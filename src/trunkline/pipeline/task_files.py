@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trunkline.errors import Problem, ProjectError
-from trunkline.model.source import hash_files
+from trunkline.model.source import Source, hash_files
+from trunkline.pipeline.adapted import teaching_trunks
 from trunkline.pipeline.foreign import foreign_teachers
 from trunkline.pipeline.lessons import find_taught
 from trunkline.pipeline.store import key_of
@@ -24,9 +25,9 @@ from trunkline.project.teachers import FILE
 @dataclass(frozen=True)
 class TaskFiles:
     """What planning knows of a task's data: a content hash per local file and a name with its commit per set of the
-    hub, by split, whether the task reads pairs, a content hash per file of soft labels, what identifies each foreign
-    teacher, by the name that the task's file has for it, and a content hash per folder that its first stage reads and
-    per file of texts without labels.
+    hub, by split, whether the task reads pairs, a content hash per file of soft labels, per folder that its first stage
+    reads and per file of texts without labels, and by the name that the task's file has for it what identifies each
+    foreign teacher, and each other trunk whose full model teaches.
     """
 
     hashes: dict[str, str]
@@ -34,6 +35,7 @@ class TaskFiles:
     pairs: bool
     soft: list[str]
     foreign: dict[str, str] = field(default_factory=dict)
+    trunks: dict[str, Source] = field(default_factory=dict)
     shards: list[str] = field(default_factory=list)
     unlabelled: list[str] = field(default_factory=list)
 
@@ -62,14 +64,16 @@ class TaskFiles:
             if not path.exists()
         ]
         found, wrong = foreign_teachers(root, name, settings, cache)
+        trunks, strange = teaching_trunks(root, name, settings, cache)
         taught, incomplete = find_taught(root, name, settings)
-        if missing or wrong or incomplete:
-            raise ProjectError([*missing, *wrong, *incomplete])
+        if missing or wrong or strange or incomplete:
+            raise ProjectError([*missing, *wrong, *strange, *incomplete])
         by_split = {split: hashes[str(path)] for split, path in files.items()}
         foreign = {teacher: one.content for teacher, one in found.items()}
         labels = [_soft_hash(path, cache) for path in soft.values()]
         texts = list(hash_files(unlabelled.values(), cache).values())
-        return cls(by_split, sets, pairs, labels, foreign, [one.content for one in taught], texts)
+        shards = [one.content for one in taught]
+        return cls(by_split, sets, pairs, labels, foreign, trunks, shards, texts)
 
 
 def _soft_hash(path: Path, cache: Path) -> str:

@@ -11,6 +11,7 @@ from trunkline.pipeline.execute import BRANCH, ENCODER
 from trunkline.pipeline.foreign import ForeignTeacher, fit, foreign_teacher, released_teacher
 from trunkline.pipeline.scoring import TeacherWork
 from trunkline.pipeline.stages import StageKind
+from trunkline.pipeline.ways import full_stem
 from trunkline.project.teachers import TEACHER_FORM, Own, foreign, own
 
 if TYPE_CHECKING:
@@ -65,18 +66,19 @@ def _own(project: Project, task: str, name: str, asked: Own, show: Show) -> Fore
     """A model that the task trains, of the first way to train it where several are searched."""
     seed = project.files.settings.seed if asked.seed is None else asked.seed
     kind = StageKind.FULL if asked.full else StageKind.TUNE
-    graph = project.graph_for([task])
+    graph, stem = project.graph_for([task]), full_stem(task, asked.trunk)
     of_kind = [stage for stage in graph.stages.values() if (stage.task, stage.kind) == (task, kind)]
     fits = [
         stage.id
         for stage in of_kind
-        if stage.fields["seed"] == seed and (asked.full or stage.fields["layers"] == asked.layers)
+        if stage.fields["seed"] == seed
+        and (stage.id.startswith(f"{stem}/") if asked.full else stage.fields["layers"] == asked.layers)
     ]
     if not fits:
         trained = ", ".join(stage.id for stage in of_kind)
         raise UsageError(f"nothing is trained that '{name}' could stand for ({trained})")
     project.train(fits[:1], show=show)
-    folder = project.store.get(graph.keys[fits[0]]).folder
-    encoder = folder / ENCODER if asked.full else project.source.path
-    model = Trained(encoder, folder / BRANCH, project.source.fingerprint, task)
+    entry = project.store.get(graph.keys[fits[0]])
+    encoder = entry.folder / ENCODER if asked.full else project.source.path
+    model = Trained(encoder, entry.folder / BRANCH, entry.fields["encoder"], task)
     return ForeignTeacher(name, f"stage {graph.keys[fits[0]]}", model)

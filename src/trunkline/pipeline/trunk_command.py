@@ -46,6 +46,8 @@ def adapt(
 @app.command("list")
 def list_(context: typer.Context, as_json: AsJson = False) -> None:
     """The trunks that were adapted here; the one in use is marked."""
+    from trunkline.pipeline.adapted import depth_of
+
     project = project_of(context)
     trunks = project.trunks.all()
     encoder = project.files.settings.encoder
@@ -55,18 +57,26 @@ def list_(context: typer.Context, as_json: AsJson = False) -> None:
     except EncoderError as error:
         missing = str(error)  # the more reason to see what there is
     if as_json:
-        found = [{**trunk.model_dump(), "in_use": trunk.fingerprint == fingerprint} for trunk in trunks]
+        found = [
+            {
+                **trunk.model_dump(),
+                "depth": depth_of(project.root, trunk),
+                "in_use": trunk.fingerprint == fingerprint,
+            }
+            for trunk in trunks
+        ]
         return print_json({"encoder": encoder, "fingerprint": fingerprint, "trunks": found})
-    made = table("", "trunk", "fingerprint", "adapted from", "tasks", "> mean valid")
+    made = table("", "trunk", "> layers", "fingerprint", "adapted from", "tasks", "> mean valid")
     if all(trunk.fingerprint != fingerprint for trunk in trunks):
-        made.add_row(*cells("*", encoder, (fingerprint or "missing")[:16], "", "", ""))
+        depth = project.source.depth if fingerprint is not None else ""
+        made.add_row(*cells("*", encoder, depth, (fingerprint or "missing")[:16], "", "", ""))
     if missing:
         err.print(missing, markup=False, soft_wrap=True)
     for trunk in trunks:
         mark = "*" if trunk.fingerprint == fingerprint else ""
         mean = sum(trunk.valid.values()) / len(trunk.valid)
-        tasks = ", ".join(trunk.tasks)
-        made.add_row(*cells(mark, trunk.name, trunk.fingerprint[:16], trunk.base, tasks, f"{mean:.4f}"))
+        depth, tasks = depth_of(project.root, trunk) or "", ", ".join(trunk.tasks)
+        made.add_row(*cells(mark, trunk.name, depth, trunk.fingerprint[:16], trunk.base, tasks, f"{mean:.4f}"))
     return out.print(made)
 
 

@@ -18,11 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from trunkline.atomic import clear_leftovers, publish_folder, remove_folder, scratch_folder, write_bytes, write_json
 from trunkline.errors import EncoderError, Problem, ProjectError, StoreError, UsageError, unknown
-from trunkline.model.source import CONFIG, MINILM, TRUNKS, hash_files, resolve
+from trunkline.model.source import MINILM, TRUNKS, hash_files, resolve
+from trunkline.pipeline.adapted import ABOUT, AdaptedTrunk, adapted_trunk, adapted_trunks, encoder_named
 from trunkline.pipeline.adapting import adapt
 from trunkline.pipeline.execute import ENCODER
 from trunkline.pipeline.progress import Show, Silent
@@ -36,31 +35,9 @@ from trunkline.project.sources import HUB
 if TYPE_CHECKING:
     from trunkline.pipeline.project import Change, Project, RunResult
 
-ABOUT = "trunk.json"
 ADAPT_VERSION = 1
 _ENCODER_LINE = re.compile(r"^[ \t]*encoder[ \t]*=[ \t]*(?:\"[^\"\r\n]*\"|'[^'\r\n]*')", re.MULTILINE)
 _REVISION_LINE = re.compile(r"^[ \t]*revision[ \t]*=.*\n?", re.MULTILINE)
-
-
-class AdaptedTrunk(BaseModel):
-    """A trunk in `trunks/NAME`.
-
-    `valid` has, by task, its metric there; `data` identifies the rows that each task was trained on; `base` names the
-    encoder that was adapted.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    fingerprint: str
-    base: str
-    base_revision: str | None
-    base_fingerprint: str
-    created: str
-    tasks: tuple[str, ...] = Field(min_length=1)
-    valid: dict[str, float] = Field(min_length=1)
-    data: dict[str, str]
-    settings: dict[str, Any]
 
 
 class Trunks:
@@ -72,17 +49,7 @@ class Trunks:
 
     def all(self) -> list[AdaptedTrunk]:
         """Those that `adapt` made, by name; folders that hold something else are left out."""
-        names = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
-        return [trunk for name in names if (trunk := self._about(name)) is not None]
-
-    def _about(self, name: str) -> AdaptedTrunk | None:
-        if not TASK_NAME.fullmatch(name):
-            return None
-        try:
-            found = AdaptedTrunk.model_validate_json((self.folder / name / ABOUT).read_bytes())
-        except (OSError, ValidationError):
-            return None
-        return found if found.name == name else None
+        return adapted_trunks(self.project.root)
 
     def adapt(self, name: str, *, without: Sequence[str] = (), show: Show | None = None) -> AdaptedTrunk:
         """Train the project's encoder on its tasks together, as `[adapt]` in project.toml says, and keep it as
@@ -137,16 +104,14 @@ class Trunks:
         was changed meanwhile or must be edited by hand.
         """
         show = show or Silent()
-        known = TASK_NAME.fullmatch(name) is not None and (self.folder / name / CONFIG).is_file()
-        encoder = f"{TRUNKS}/{name}" if known else name
-        if not known and revision is None:
-            revision = next((trunk.base_revision for trunk in self.all() if trunk.base == name), None)
         project = self.project
+        encoder, adapted_at = encoder_named(project.root, name)
+        revision = revision if revision is not None else adapted_at
         path = (project.root / PROJECT_FILE).resolve()
         with_encoder(path.read_bytes(), encoder, revision)  # better now than when all is trained
         settings = project.files.settings.model_copy(update={"encoder": encoder, "revision": revision})
         moved = project.over(replace(project.files, settings=settings))
-        if known:
+        if encoder != name:
             self._check(name, moved, show)
         before: bytes | None = None  # of project.toml, once it is written
 
@@ -174,7 +139,7 @@ class Trunks:
 
     def _check(self, name: str, moved: Project, show: Show) -> None:
         """Refuse a trunk that is not what was adapted; say whose rows it may have been trained on."""
-        about = self._about(name)
+        about = adapted_trunk(self.project.root, name)
         if about is None:
             return
         if moved.source.fingerprint != about.fingerprint:
@@ -197,20 +162,21 @@ class Trunks:
             if task not in known:
                 raise UsageError(unknown("task", task, known))
         strange = [task for task in asked.tasks if task not in known]
-        deep = [depth for depth in asked.depths if depth > self.project.source.depth]
+        whole = self.project.source.depth
+        depth = asked.depth(whole)
         problems = [
             Problem(PROJECT_FILE, "adapt.tasks", "no such task", found=task, allowed=", ".join(known))
             for task in strange
-        ] + [
-            Problem(
-                PROJECT_FILE,
-                "adapt.depths",
-                "deeper than the encoder",
-                found=str(depth),
-                allowed=f"1 to {self.project.source.depth}",
-            )
-            for depth in deep
         ]
+        for key, numbers, most, wrong in (
+            ("adapt.layers", asked.layers or (), whole, "no such layer of the encoder"),
+            ("adapt.depths", asked.depths, depth, f"deeper than the {'light trunk' if asked.layers else 'encoder'}"),
+        ):
+            problems += [
+                Problem(PROJECT_FILE, key, wrong, found=str(number), allowed=f"1 to {most}")
+                for number in numbers
+                if number > most
+            ]
         if asked.unlabelled and not asked.masked:
             allowed = "a share of the steps above 0, or no adapt.unlabelled"
             problems.append(Problem(PROJECT_FILE, "adapt.masked", "nothing reads adapt.unlabelled", "0", allowed))
@@ -248,7 +214,7 @@ class Trunks:
         for task in tasks:
             settings = files.tasks[task]
             prepare = f"{task}/{StageKind.PREPARE}"
-            full = graph.of(task, StageKind.FULL)[0]
+            full = graph.full(task)[0]
             taught = [full.id] if asked.teachers == "full" else []
             needs |= {prepare, *taught}
             given[task] = {
@@ -260,12 +226,14 @@ class Trunks:
                 "needs": [graph.keys[id] for id in (prepare, *taught)],
             }
         unasked = set() if asked.masked else {"masked", "unlabelled"}
-        fields = {
+        depth = asked.depth(self.project.source.depth)
+        fields: dict[str, Any] = {
             "adapt": ADAPT_VERSION,
             "encoder": self.project.source.fingerprint,
             "tasks": given,
-            "depths": sorted(set(asked.depths) | {max(asked.depths, default=self.project.source.depth)}),
-            "settings": asked.model_dump(mode="json", exclude={"tasks", "depths", *unasked}),
+            **({"layers": asked.layers} if asked.layers else {}),
+            "depths": sorted(set(asked.depths) | {max(asked.depths, default=depth)}),
+            "settings": asked.model_dump(mode="json", exclude={"tasks", "layers", "depths", *unasked}),
             "precision": files.settings.precision,
             "seed": files.settings.seed,
         }
@@ -282,6 +250,7 @@ class Trunks:
         scratch = scratch_folder(self.folder / name)
         shutil.copytree(encoder, scratch, dirs_exist_ok=True)
         source = self.project.source
+        asked: dict[str, Any] = {name: fields[name] for name in ("layers", "depths", "seed") if name in fields}
         trunk = AdaptedTrunk(
             name=name,
             fingerprint=resolve(str(scratch), None, self.project.root).fingerprint,
@@ -292,7 +261,7 @@ class Trunks:
             tasks=tuple(fields["tasks"]),
             valid=result["valid"],
             data={task: given["needs"][0] for task, given in fields["tasks"].items()},
-            settings={**fields["settings"], "depths": fields["depths"], "seed": fields["seed"]},
+            settings={**fields["settings"], **asked},
         )
         write_json(scratch / ABOUT, trunk.model_dump(mode="json"))
         if not publish_folder(scratch, self.folder / name):

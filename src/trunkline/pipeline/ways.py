@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 GRID = {
     *("layers", "teachers", "init", "latents", "crossing", "temperature", "gold_weight"),
-    *("mode", "loss", "weights", "label_maps"),
+    *("mode", "loss", "weights", "label_maps", "compare", "take"),
 }
 """Keys of `[distill]` that are no part of the training schedule."""
 PRETRAINED = "pretrained"
@@ -40,8 +40,16 @@ def teach_id(task: str, teacher: str) -> str:
     return f"{task}/teach/{called(teacher)}"
 
 
-def teachers_of(task: str, settings: TaskSettings, tune: str, full: str) -> tuple[Teacher, ...]:
-    """The teachers of a student that starts from the stage `tune`, beside which the full model is the stage `full`.
+def full_stem(task: str, trunk: str | None) -> str:
+    """The beginning of the ids of the stages that train a task's full model: the project's trunk, or another by what
+    the task's file calls it.
+    """
+    return f"{task}/full" if trunk is None else f"{task}/{called(f'full:{trunk}')}"
+
+
+def teachers_of(task: str, settings: TaskSettings, tune: str, full: Mapping[str | None, str]) -> tuple[Teacher, ...]:
+    """The teachers of a student that starts from the stage `tune`; `full` has the stages of full models of its seed by
+    trunk, None the project's own.
 
     In an order that the file does not change but for files; a model that two names stand for counts once.
     """
@@ -51,20 +59,29 @@ def teachers_of(task: str, settings: TaskSettings, tune: str, full: str) -> tupl
     for name in sorted((name for name in names if own(name)), key=lambda name: (name != "self", name != "full", name)):
         stages.setdefault(_own_stage(name, tune, full), name)
     return (
-        *(Teacher(name, stage=stage) for stage, name in stages.items()),
+        *(Teacher(called(name), stage=stage) for stage, name in stages.items()),
         *(Teacher(called(name), stage=teach_id(task, name)) for name in elsewhere),
         *(Teacher(called(name), file=file) for name in names if (file := soft_file(name))),
     )
 
 
-def _own_stage(name: str, tune: str, full: str) -> str:
+def _own_stage(name: str, tune: str, full: Mapping[str | None, str]) -> str:
     asked = own(name)
     if asked is None:
         raise AssertionError(f"not a teacher of the task's own: {name}")
-    stem, seed = (full if asked.full else tune).rsplit("/", 1)
+    stem, seed = (full[asked.trunk] if asked.full else tune).rsplit("/", 1)
     if asked.layers is not None:
         stem = f"{stem.rsplit('/', 1)[0]}/L{asked.layers}"
     return f"{stem}/{seed if asked.seed is None else f's{asked.seed}'}"
+
+
+def taught_by(teachers: tuple[Teacher, ...], *, compare: bool) -> list[tuple[Teacher, ...]]:
+    """By whom students are taught: by all; to compare, also by none, by each alone, and by all but each."""
+    found = [teachers]
+    if compare:
+        found += [(), *((one,) for one in teachers)]
+        found += [tuple(other for other in teachers if other is not one) for one in teachers]
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
@@ -103,14 +120,16 @@ class Way:
 
 
 def ways(distill: DistillSettings, kind: Kind, teachers: tuple[Teacher, ...]) -> list[Way]:
-    """The ways that are searched, each once: what makes no difference for a kind, or for one teacher, is not."""
+    """The ways that are searched, each once: what makes no difference for a kind, or for so few teachers, is not."""
+    if not teachers:
+        return [Way(1.0, 1.0, Mode.MEAN, Match.KL, ())]
     return list(dict.fromkeys(_ways(distill, kind, teachers)))
 
 
 def _ways(distill: DistillSettings, kind: Kind, teachers: tuple[Teacher, ...]) -> Iterator[Way]:
     numbers = kind is Kind.REGRESSION
-    taught_by = {teacher.called for teacher in teachers}
-    weighed = {called(name): each for name, each in distill.weights.items() if called(name) in taught_by}
+    names = {teacher.called for teacher in teachers}
+    weighed = {called(name): each for name, each in distill.weights.items() if called(name) in names}
     weightings = list(product(*weighed.values())) if len(teachers) > 1 else [()]
     for temperature, gold_weight, mode, loss, weights in product(
         distill.temperature, distill.gold_weight, map(Mode, distill.mode), map(Match, distill.loss), weightings

@@ -25,6 +25,7 @@ from trunkline.project.values import (
     Modes,
     Rate,
     Readings,
+    Rising,
     Searched,
     Seed,
     Source,
@@ -98,6 +99,11 @@ class AdaptSettings(TrainSettings):
 
     learning_rate: Rate = Field(default=1e-4, description="Peak learning rate.")
     tasks: Annotated[list[Text], Distinct] = Field(default=[], description="Tasks that take part; an empty list: all.")
+    layers: Annotated[Layers, Rising, Field(min_length=1)] | None = Field(
+        default=None,
+        description="Numbers of the encoder's layers, from 1, that a [light trunk](trunks.md) starts from; by default "
+        "all.",
+    )
     depths: Layers = Field(
         default=[], description="Depths whose states a head of each task reads while it trains; an empty list: the top."
     )
@@ -123,6 +129,10 @@ class AdaptSettings(TrainSettings):
     unlabelled: Annotated[list[Text], Searched, Distinct] = Field(
         default=[], description="Data files with a column `text` to predict masked words of."
     )
+
+    def depth(self, whole: int) -> int:
+        """Layers of the trunk that it makes of an encoder of `whole` layers."""
+        return len(self.layers) if self.layers else whole
 
 
 class StoreSettings(Settings):
@@ -288,9 +298,14 @@ class DistillSettings(TrainSettings):
     teachers: Annotated[list[Teacher], Searched, Distinct, Field(min_length=1)] = Field(
         default=["self"],
         description="Whose logits the student learns: `self` the tuned layers that it starts from, `tune:L` others, "
-        "`full` the full model (each also with `@SEED`), `path:FOLDER` or `hub:OWNER/NAME` a fine-tuned classifier, "
-        "`project:FOLDER#TASK` a task of another project's release, `file:PATH` [soft labels](teachers.md) from "
-        "anywhere.",
+        "`full` the full model, `full:TRUNK` that of another trunk (each also with `@SEED`), `path:FOLDER` or "
+        "`hub:OWNER/NAME` a fine-tuned classifier, `project:FOLDER#TASK` a task of another project's release, "
+        "`file:PATH` [soft labels](teachers.md) from anywhere.",
+    )
+    compare: bool = Field(
+        default=False,
+        description="Whether students of fewer teachers are tried, too, to see "
+        "[which one helped](teachers.md#which-teacher-helped): of none, of each alone, of all but each.",
     )
     mode: Modes = Field(
         default=["mean"],
@@ -313,8 +328,13 @@ class DistillSettings(TrainSettings):
     )
     init: Starts = Field(
         default=["teacher"],
-        description="Start of the student's layers, searched: the bottom l of the teacher's, the encoder's, random, or "
-        "all of what the first stage made (`[pretrain]`).",
+        description="Start of the student's layers, searched: l of the teacher's, of the encoder's, random, or all of "
+        "what the first stage made (`[pretrain]`).",
+    )
+    take: Annotated[list[Literal["bottom", "spread", "top"]], Searched, Distinct, Field(min_length=1)] = Field(
+        default=["bottom"],
+        description="Which l of the teacher's, or of the encoder's, layers above the fork these are, searched: the "
+        "lowest, those that lie evenly from the lowest to the highest, the highest.",
     )
     temperature: Annotated[list[Annotated[float, Field(gt=0, le=100)]], Searched, Distinct, Field(min_length=1)] = (
         Field(default=[2.0], description="T of the distillation loss, searched.")

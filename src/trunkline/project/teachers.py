@@ -16,11 +16,13 @@ FILE = "file:"
 PATH = "path:"
 """What stands before the folder of a fine-tuned classifier."""
 TEACHER_FORM = (
-    '"self", "full" or "tune:L", each also with "@SEED"; "file:", "path:" and a path from the project\'s folder; '
-    '"hub:owner/name[@revision]"; "project:FOLDER#TASK"'
+    '"self", "full", "full:TRUNK" or "tune:L", each also with "@SEED"; "file:", "path:" and a path from the project\'s '
+    'folder; "hub:owner/name[@revision]"; "project:FOLDER#TASK"'
 )
 
-_OWN = re.compile(r"(?P<who>self|full|tune:(?P<layers>[1-9]\d{0,3}))(?:@(?P<seed>\d{1,10}))?")
+_OWN = re.compile(
+    r"(?P<who>self|full(?::(?P<trunk>[^@\0]*[^@\0\s]))?|tune:(?P<layers>[1-9]\d{0,3}))(?:@(?P<seed>\d{1,10}))?"
+)
 _HUB = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^#@\s]+))?")
 _PROJECT = re.compile(r"project:(?P<folder>[^#\0]*[^#\0\s])#(?P<task>[a-z0-9][a-z0-9_-]*)")
 
@@ -51,12 +53,14 @@ class Match(StrEnum):
 class Own:
     """A model that the task trains itself: the full one, or tuned layers (None: those that the student starts from).
 
-    Of seed `seed`, None: of the student's.
+    Of seed `seed`, None: of the student's. The full one may be that of another `trunk` than the project's, which is
+    called as `trunkline trunk use` takes it.
     """
 
     full: bool
     layers: int | None
     seed: int | None
+    trunk: str | None
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def own(name: str) -> Own | None:
     if found is None:
         return None
     layers, seed = (None if found[part] is None else int(found[part]) for part in ("layers", "seed"))
-    return Own(found["who"] == "full", layers, seed)
+    return Own(found["who"].startswith("full"), layers, seed, found["trunk"])
 
 
 def soft_file(name: str) -> str | None:
@@ -117,6 +121,8 @@ def called(name: str) -> str:
     """What a teacher is called in stages and reports: where it lies is left out, so that moving it changes nothing."""
     if (file := soft_file(name)) is not None:
         return FILE + Path(file).stem
+    if (mine := own(name)) is not None and mine.trunk is not None:
+        return f"full:{Path(mine.trunk).name}" + ("" if mine.seed is None else f"@{mine.seed}")
     match foreign(name):
         case Elsewhere(hub=True) as found:
             return f"hub:{found.name}"

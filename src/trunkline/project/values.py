@@ -31,6 +31,12 @@ def _distinct(values: list[Any]) -> list[Any]:
     return values
 
 
+def _rising(values: list[int]) -> list[int]:
+    if values != sorted(values):
+        raise PydanticCustomError("rising", "not in rising order", {})
+    return values
+
+
 def _source(value: str) -> str:
     if value.startswith("hub:") and not HUB_NAME.fullmatch(value):
         raise PydanticCustomError("hub_name", "not a hub name", {})
@@ -55,6 +61,7 @@ Text = Annotated[str, AfterValidator(_filled), "text"]
 Searched = BeforeValidator(_listed)
 Distinct = AfterValidator(_distinct)
 Layers = Annotated[list[Annotated[int, Field(ge=1)]], Searched, Distinct]
+Rising = AfterValidator(_rising)
 Source = Annotated[str, AfterValidator(_source), f"a path from the project's folder, or {HUB_FORM}"]
 Teacher = Annotated[str, AfterValidator(_teacher), TEACHER_FORM]
 Weights = Annotated[

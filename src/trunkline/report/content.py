@@ -6,11 +6,13 @@ This module knows nothing about HTML, SVG or the terminal.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+from trunkline.report.teaching import Teaching, read_teaching
+from trunkline.report.values import mapping, number, numbers, text, texts, whole
 
 LOWER_IS_BETTER = frozenset({"mae"})
 
@@ -110,7 +112,7 @@ class Scope:
 @dataclass(frozen=True)
 class Task:
     """One task: what was tried, what was chosen, and what full fine-tuning gives; `scope` and `exits` where it asks for
-    them.
+    them, `teaching` where there are teachers to compare.
     """
 
     name: str
@@ -123,6 +125,7 @@ class Task:
     chosen: Chosen | None
     scope: Scope | None
     exits: Exits | None
+    teaching: Teaching | None
     notes: tuple[str, ...]
 
     @property
@@ -219,142 +222,143 @@ class Content:
 
 def read(report: Mapping[str, Any]) -> Content:
     """The pipeline's report data, typed. Raises nothing for missing parts: they are shown as missing."""
-    encoder = _mapping(report.get("encoder"))
-    depth = _whole(encoder.get("depth")) or 0
-    tasks = tuple(_task(str(name), _mapping(data)) for name, data in _mapping(report.get("tasks")).items())
-    merged = _merged(_mapping(report.get("merged")))
+    encoder = mapping(report.get("encoder"))
+    depth = whole(encoder.get("depth")) or 0
+    tasks = tuple(_task(str(name), mapping(data)) for name, data in mapping(report.get("tasks")).items())
+    merged = _merged(mapping(report.get("merged")))
     lookup = {(task.name, one.id): one for task in tasks for one in task.candidates}
     return Content(
-        project=_text(report.get("project")),
-        created=_text(report.get("created")),
-        encoder=_text(encoder.get("name")),
+        project=text(report.get("project")),
+        created=text(report.get("created")),
+        encoder=text(encoder.get("name")),
         encoder_depth=depth,
-        encoder_width=_whole(encoder.get("width")),
-        fingerprint=_text(encoder.get("fingerprint")),
-        machine=_texts(report.get("machine")),
-        cost=_texts(report.get("cost")),
+        encoder_width=whole(encoder.get("width")),
+        fingerprint=text(encoder.get("fingerprint")),
+        machine=texts(report.get("machine")),
+        cost=texts(report.get("cost")),
         tasks=tasks,
         merged=merged,
-        depths=tuple(_choice(_mapping(row), lookup, depth * len(tasks)) for row in report.get("depths") or ()),
-        paper=_choice(_mapping(report["paper_rule"]), lookup, depth * len(tasks)) if report.get("paper_rule") else None,
-        release=_texts(report.get("release")),
+        depths=tuple(_choice(mapping(row), lookup, depth * len(tasks)) for row in report.get("depths") or ()),
+        paper=_choice(mapping(report["paper_rule"]), lookup, depth * len(tasks)) if report.get("paper_rule") else None,
+        release=texts(report.get("release")),
     )
 
 
 def _task(name: str, data: Mapping[str, Any]) -> Task:
-    chosen, baseline = _mapping(data.get("chosen")), _mapping(data.get("baseline"))
+    chosen, baseline = mapping(data.get("chosen")), mapping(data.get("baseline"))
     return Task(
-        name=_text(name),
-        kind=_text(data.get("kind")),
-        metric=_text(data.get("metric")),
-        rows={_text(split): _whole(count) or 0 for split, count in _mapping(data.get("rows")).items()},
-        reported=_text(data.get("reported")) or "test",
+        name=text(name),
+        kind=text(data.get("kind")),
+        metric=text(data.get("metric")),
+        rows={text(split): whole(count) or 0 for split, count in mapping(data.get("rows")).items()},
+        reported=text(data.get("reported")) or "test",
         baseline=_baseline(baseline) if baseline else None,
-        candidates=tuple(_candidate(_mapping(one)) for one in data.get("candidates") or ()),
+        candidates=tuple(_candidate(mapping(one)) for one in data.get("candidates") or ()),
         chosen=_chosen(chosen) if chosen else None,
-        scope=_scope(_mapping(data.get("scope"))),
-        exits=_exits(_mapping(data["exits"])) if data.get("exits") else None,
-        notes=tuple(_text(note) for note in data.get("notes") or ()),
+        scope=_scope(mapping(data.get("scope"))),
+        exits=_exits(mapping(data["exits"])) if data.get("exits") else None,
+        teaching=read_teaching(mapping(data.get("teaching"))),
+        notes=tuple(text(note) for note in data.get("notes") or ()),
     )
 
 
 def _candidate(data: Mapping[str, Any]) -> Candidate:
     return Candidate(
-        id=_text(data.get("id")),
-        stage=_text(data.get("stage")) or "tune",
-        fork=_whole(data.get("fork")) or 0,
-        layers=_whole(data.get("layers")) or 0,
-        latents=_whole(data.get("latents")) or 0,
-        reading=_text(data.get("reading")) or "single",
-        init=_text(data.get("init")) or None,
-        teacher=_text(data.get("teacher")) or None,
-        seed=_whole(data.get("seed")),
-        valid=_number(data.get("valid")),
-        ms=_number(data.get("ms")),
+        id=text(data.get("id")),
+        stage=text(data.get("stage")) or "tune",
+        fork=whole(data.get("fork")) or 0,
+        layers=whole(data.get("layers")) or 0,
+        latents=whole(data.get("latents")) or 0,
+        reading=text(data.get("reading")) or "single",
+        init=text(data.get("init")) or None,
+        teacher=text(data.get("teacher")) or None,
+        seed=whole(data.get("seed")),
+        valid=number(data.get("valid")),
+        ms=number(data.get("ms")),
         chosen=bool(data.get("chosen")),
     )
 
 
 def _chosen(data: Mapping[str, Any]) -> Chosen:
     return Chosen(
-        fork=_whole(data.get("fork")) or 0,
-        layers=_whole(data.get("layers")) or 0,
-        latents=_whole(data.get("latents")) or 0,
-        reading=_text(data.get("reading")) or "single",
-        seed=_whole(data.get("seed")),
-        valid=_number(data.get("valid")),
-        metrics=_numbers(data.get("metrics")),
-        ms=_number(data.get("ms")),
-        calibration=_calibration(_mapping(data.get("calibration"))),
+        fork=whole(data.get("fork")) or 0,
+        layers=whole(data.get("layers")) or 0,
+        latents=whole(data.get("latents")) or 0,
+        reading=text(data.get("reading")) or "single",
+        seed=whole(data.get("seed")),
+        valid=number(data.get("valid")),
+        metrics=numbers(data.get("metrics")),
+        ms=number(data.get("ms")),
+        calibration=_calibration(mapping(data.get("calibration"))),
     )
 
 
 def _calibration(data: Mapping[str, Any]) -> Calibration | None:
-    temperature, before, after = (_number(data.get(key)) for key in ("temperature", "before", "after"))
+    temperature, before, after = (number(data.get(key)) for key in ("temperature", "before", "after"))
     if temperature is None or before is None or after is None:
         return None
     return Calibration(temperature, before, after)
 
 
 def _scope(data: Mapping[str, Any]) -> Scope | None:
-    asked, valid, reported = (_number(data.get(key)) for key in ("asked", "valid", "reported"))
+    asked, valid, reported = (number(data.get(key)) for key in ("asked", "valid", "reported"))
     if asked is None or valid is None or reported is None:
         return None
     return Scope(asked, valid, reported)
 
 
 def _exits(data: Mapping[str, Any]) -> Exits:
-    kept = [_mapping(one) for one in data.get("kept") or ()]
+    kept = [mapping(one) for one in data.get("kept") or ()]
     return Exits(
-        rule=_text(data.get("rule")),
-        kept=tuple((_whole(one.get("depth")) or 0, _text(one.get("form"))) for one in kept),
-        speeds=tuple(_speed(_mapping(one)) for one in data.get("speeds") or ()),
-        curve=tuple(_speed(_mapping(one)) for one in data.get("curve") or ()),
+        rule=text(data.get("rule")),
+        kept=tuple((whole(one.get("depth")) or 0, text(one.get("form"))) for one in kept),
+        speeds=tuple(_speed(mapping(one)) for one in data.get("speeds") or ()),
+        curve=tuple(_speed(mapping(one)) for one in data.get("curve") or ()),
     )
 
 
 def _speed(data: Mapping[str, Any]) -> Speed:
-    figures = {key: _number(data.get(key)) for key in ("keep", "speed", "valid", "reported", "layers", "time")}
-    return Speed(**figures, left=tuple(_number(share) or 0.0 for share in data.get("left") or ()))
+    figures = {key: number(data.get(key)) for key in ("keep", "speed", "valid", "reported", "layers", "time")}
+    return Speed(**figures, left=tuple(number(share) or 0.0 for share in data.get("left") or ()))
 
 
 def _baseline(data: Mapping[str, Any]) -> Baseline:
     return Baseline(
-        valid=_number(data.get("valid")),
-        metrics=_numbers(data.get("metrics")),
-        ms=_number(data.get("ms")),
-        reading=_text(data.get("reading")) or "single",
-        learning_rate=_number(data.get("learning_rate")),
+        valid=number(data.get("valid")),
+        metrics=numbers(data.get("metrics")),
+        ms=number(data.get("ms")),
+        reading=text(data.get("reading")) or "single",
+        learning_rate=number(data.get("learning_rate")),
     )
 
 
 def _merged(data: Mapping[str, Any]) -> Merged | None:
     if not data:
         return None
-    budget = _mapping(data.get("budget"))
+    budget = mapping(data.get("budget"))
     met = data.get("met")
     return Merged(
-        trunk_depth=_whole(data.get("trunk_depth")) or 0,
-        layers_in_graph=_whole(data.get("layers_in_graph")),
-        layers_separate=_whole(data.get("layers_separate")),
-        relative_layers=_number(data.get("relative_layers")),
-        ms_merged=_number(data.get("ms_merged")),
-        ms_separate=_number(data.get("ms_separate")),
-        relative_time=_number(data.get("relative_time")),
-        quality=_number(data.get("quality")),
-        quality_full=_number(data.get("quality_full")),
-        relative_quality=_number(data.get("relative_quality")),
-        min_relative_quality=_number(budget.get("min_relative_quality")),
-        max_cost=_number(budget.get("max_cost")),
+        trunk_depth=whole(data.get("trunk_depth")) or 0,
+        layers_in_graph=whole(data.get("layers_in_graph")),
+        layers_separate=whole(data.get("layers_separate")),
+        relative_layers=number(data.get("relative_layers")),
+        ms_merged=number(data.get("ms_merged")),
+        ms_separate=number(data.get("ms_separate")),
+        relative_time=number(data.get("relative_time")),
+        quality=number(data.get("quality")),
+        quality_full=number(data.get("quality_full")),
+        relative_quality=number(data.get("relative_quality")),
+        min_relative_quality=number(budget.get("min_relative_quality")),
+        max_cost=number(budget.get("max_cost")),
         met=None if met is None else bool(met),
     )
 
 
 def _choice(data: Mapping[str, Any], lookup: Mapping[tuple[str, str], Candidate], separate: int) -> Choice:
     """One row of the selection; its layers, where not given, are the trunk's plus every branch's own."""
-    depth = _whole(data.get("depth"))
-    choice = {_text(task): _text(candidate) for task, candidate in _mapping(data.get("choice")).items()}
-    layers = _number(data.get("relative_layers"))
+    depth = whole(data.get("depth"))
+    choice = {text(task): text(candidate) for task, candidate in mapping(data.get("choice")).items()}
+    layers = number(data.get("relative_layers"))
     found = [lookup.get(pair) for pair in choice.items()]
     branches = [candidate for candidate in found if candidate is not None]
     if layers is None and branches and len(branches) == len(found) and separate:
@@ -363,38 +367,8 @@ def _choice(data: Mapping[str, Any], lookup: Mapping[tuple[str, str], Candidate]
     return Choice(
         depth=depth,
         feasible=bool(data.get("feasible", True)),
-        quality=_number(data.get("relative_quality_valid")),
-        time=_number(data.get("relative_time")),
+        quality=number(data.get("relative_quality_valid")),
+        time=number(data.get("relative_time")),
         layers=layers,
         choice=choice,
     )
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _text(value: Any) -> str:
-    """A string without control characters (a note may quote a user's data); empty for None."""
-    return "" if value is None else "".join(c for c in str(value) if c.isprintable() or c == " ")
-
-
-def _texts(value: Any) -> dict[str, str]:
-    return {_text(key): _text(item) for key, item in _mapping(value).items() if item is not None}
-
-
-def _number(value: Any) -> float | None:
-    """A finite float, or None."""
-    if value is None or isinstance(value, str):
-        return None
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
-def _numbers(value: Any) -> dict[str, float | None]:
-    return {_text(key): _number(item) for key, item in _mapping(value).items()}
-
-
-def _whole(value: Any) -> int | None:
-    number = _number(value)
-    return None if number is None else int(number)

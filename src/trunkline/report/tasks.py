@@ -9,6 +9,7 @@ from trunkline.report import wording
 from trunkline.report.charts import Axis, Line, Point, plain, scatter, share
 from trunkline.report.content import LOWER_IS_BETTER, Candidate, Content, Exits, Task
 from trunkline.report.markup import Column, Row, escape, table
+from trunkline.report.teachers import teachers
 
 
 def overview(content: Content) -> str:
@@ -32,7 +33,7 @@ def overview(content: Content) -> str:
 
 
 def task_section(content: Content, task: Task, index: int) -> str:
-    """One task: what was chosen, quality against cost, the reported metrics, exits, every candidate, notes."""
+    """One task: what was chosen, quality against cost, the reported metrics, exits, teachers, candidates, notes."""
     rows = ", ".join(f"{count:,} {split}" for split, count in task.rows.items())
     chosen = "Nothing was chosen."
     if task.chosen:
@@ -52,7 +53,8 @@ def task_section(content: Content, task: Task, index: int) -> str:
         f'<article class="card" id="task-{index + 1}">\n<h3>{escape(task.name)}</h3>\n'
         f'<p class="facts">{escape(facts)}</p>\n'
         f'<div class="beside">\n{_chart(content, task, index)}\n<div>\n<p class="choice">{escape(chosen)}</p>\n'
-        f"{_metrics(task)}\n{notes}\n</div>\n</div>\n{_exits(task, index)}\n{_candidates(content, task)}\n</article>"
+        f"{_metrics(task)}\n{notes}\n</div>\n</div>\n{_exits(task, index)}\n{teachers(content, task, index)}\n"
+        f"{_candidates(content, task)}\n</article>"
     )
 
 

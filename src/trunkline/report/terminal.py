@@ -32,6 +32,8 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
             console.print(Text.assemble((f"{task.name}: ", "bold"), wording.exits(task.exits)))
             if task.exits.speeds:
                 console.print(_speeds(task.exits, task.reported))
+        if task.teaching and (said := wording.helped(task.teaching)):
+            console.print(Text.assemble((f"{task.name}: ", "bold"), said))
     if content.merged:
         console.print(_against(content))
     if content.depths or content.paper:

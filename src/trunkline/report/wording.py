@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from trunkline.report.content import Calibration, Candidate, Choice, Chosen, Content, Exits, Merged, Scope, Speed
+from trunkline.report.teaching import Change, Students, Teaching
 
 MISSING = "–"
 READINGS = {"single": "single text", "joint": "pair, joint", "separate": "pair, separate"}
@@ -100,6 +101,35 @@ def left(found: Exits, row: Speed) -> str:
     places = [*(str(depth) for depth, _ in found.kept), "head"]
     shares = zip(places, row.left, strict=False)
     return ", ".join(f"{place}: {percent(part, 0)}" for place, part in shares if part)
+
+
+def taught_by(found: Teaching, one: Students) -> str:
+    """Who taught a student, in as few words as tell it from the others."""
+    missing = [name for name in found.everyone if name not in one.teachers]
+    if not one.teachers:
+        return "labels alone"
+    if not missing:
+        return "all" if len(one.teachers) > 1 else one.teachers[0]
+    if len(one.teachers) == 1:
+        return f"{one.teachers[0]} alone"
+    return f"all but {missing[0]}" if len(missing) == 1 else " + ".join(one.teachers)
+
+
+def change(found: Change | None) -> str:
+    """A difference with its spread over seeds, where there are several."""
+    if found is None:
+        return ""
+    return signed(found.mean) + (f" ± {number(found.spread)}" if found.spread is not None else "")
+
+
+def helped(found: Teaching) -> str:
+    """What each teacher was good for, in a sentence; empty where none was left out."""
+    parts = [f"{name} {change(lost)}" for name, lost in sorted(found.left_out.items(), key=lambda one: one[1].mean)]
+    if not parts:
+        return ""
+    spread = any(lost.spread is not None for lost in found.left_out.values())
+    over = " (mean and standard deviation over seeds)" if spread else ""
+    return f"What it changes on valid to leave a teacher out{over}: {', '.join(parts)}."
 
 
 def place(fork: int, layers: int, latents: int = 0) -> str:

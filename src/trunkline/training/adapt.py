@@ -145,10 +145,13 @@ def adapt(
     sampling: float,
     temperature: float,
     gold_weight: float,
+    layers: Sequence[int] | None = None,
     masked: float = 0.0,
     texts: Sequence[TokenRow] = (),
 ) -> Adapted:
     """Train a copy of the trunk's encoder on all `parts` (by task), heads at `depths`, the deepest of which is scored.
+
+    With `layers`, numbers from 0, the copy has these layers alone.
 
     `sampling` is the temperature of `Mixture`; `temperature` and `gold_weight` are those of distillation, for parts
     that have a teacher. `masked` is the share of steps that predict masked words, of `texts` and of all train rows. The
@@ -156,7 +159,8 @@ def adapt(
     """
     torch.manual_seed(schedule.seed)
     trunk = next(iter(parts.values())).material.trunk
-    encoder = copy.deepcopy(trunk.encoder).requires_grad_(True)
+    encoder = copy.deepcopy(trunk.encoder) if layers is None else trunk.encoder.light(layers)
+    encoder.requires_grad_(True)
     module = ManyHeads(encoder, parts, depths)
     if masked:
         module.words = MaskedWords(encoder, [*texts, *_train_texts(parts)])

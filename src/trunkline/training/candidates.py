@@ -8,10 +8,11 @@ its teacher's tuned ones).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from trunkline.model.branch import Branch, Reading, new_branch
 from trunkline.model.encoders import Encoder
 from trunkline.model.heads import Pooling
 from trunkline.project.config import TrainSettings
+from trunkline.project.taking import Take, taken
 from trunkline.project.tasks import Kind
 from trunkline.project.teachers import Mode
 from trunkline.training.calibration import Calibration, calibrate
@@ -124,16 +126,20 @@ def train_student(
     teaching: Teaching,
     latents: int = 0,
     crossing: int = 1,
+    take: Take = Take.BOTTOM,
 ) -> Trained:
-    """Distil `teacher` into a student with the bottom `layers` of its tuned layers; with `latents`, those run for so
-    many vectors in place of the tokens (see `BranchSpec`).
+    """Distil `teacher` into a student with `layers` of its tuned layers, those that `take` says; with `latents`, they
+    run for so many vectors in place of the tokens (see `BranchSpec`).
 
-    `soft` holds, per teacher, logits of the train rows in order. `init` as for `new_student`.
+    `soft` holds, per teacher, logits of the train rows in order; without teachers, where it is empty, the student
+    learns from the labels alone. `init` and `take` are as for `new_student`.
     """
-    student = new_student(material, teacher, layers, init, seed=schedule.seed, latents=latents, crossing=crossing)
+    student = new_student(
+        material, teacher, layers, init, seed=schedule.seed, latents=latents, crossing=crossing, take=take
+    )
     if teaching.mode is Mode.HEADS:
         separate_heads(student, teaching.heads(len(soft)))
-    loss = distilled(material, student, soft, teaching)
+    loss = distilled(material, student, soft, teaching) if soft else gold(material, student)
     return _train_branch(material, student, schedule, checkpoint, report, loss, finish=lambda: merge_heads(student))
 
 
@@ -146,30 +152,45 @@ def new_student(
     seed: int,
     latents: int = 0,
     crossing: int = 1,
+    take: Take = Take.BOTTOM,
 ) -> Branch:
     """A student at the fork of `teacher`, before it is trained.
 
-    `init` is "teacher" (Wei et al.: its bottom `layers`, its pooler and head), "pretrained" (the same, all of it, where
-    `teacher` is what a first stage made of this student), "trunk" (the trunk's own layers) or "random" (fresh ones);
-    the last two start with a fresh head.
+    `init` is "teacher" (Wei et al.: `layers` of its own, those that `take` says, its pooler and head), "pretrained"
+    (all of it, where `teacher` is what a first stage made of this student), "trunk" (the trunk's own layers above the
+    fork) or "random" (fresh ones); the last two start with a fresh head.
     """
     torch.manual_seed(seed)
     asked = {"latents": latents, "crossing": crossing, "pooling": Pooling.LATENTS} if latents else {}
     spec = teacher.spec.model_copy(update={"layers": layers, **asked})
     student = new_branch(spec, material.trunk.encoder, random=init == "random")
     if init in ("teacher", "pretrained"):
-        weights = teacher.state_dict()
-        for name, tensor in student.state_dict().items():
-            if name in weights and weights[name].shape == tensor.shape:  # latents have another pooler
-                tensor.copy_(weights[name])
+        _start(student, teacher.state_dict())
+    trunk = material.trunk.encoder.layers[spec.fork : teacher.spec.depth]
+    own = {"teacher": teacher.layers, "trunk": trunk}.get(init)
+    if own is not None:
+        for layer, place in zip(student.layers, taken(take, layers, teacher.spec.layers), strict=True):
+            _start(layer, own[place].state_dict())
     return student
+
+
+def _start(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy the weights that fit: latents have another pooler, and ModernBERT's first layer lacks a norm."""
+    for name, tensor in module.state_dict().items():
+        if name in weights and weights[name].shape == tensor.shape:
+            tensor.copy_(weights[name])
 
 
 def train_logits(material: TaskMaterial, branch: Branch, encoder: Encoder | None) -> Logits:
     """A teacher's logits for the train rows, in order; in eval mode, in fp32."""
+    return fit_logits(material, branch, encoder, material.data.train)
+
+
+def fit_logits(material: TaskMaterial, branch: Branch, encoder: Encoder | None, rows: np.ndarray) -> Logits:
+    """As `train_logits`, for these rows of those that train and `valid` are cut from."""
     examples = material.examples(FIT, branch.spec.reading)
     module = (OverStates(material, branch, FIT) if encoder is None else WholeEncoder(encoder, branch, examples)).eval()
-    return examples.predict(module, material.data.train)
+    return examples.predict(module, rows)
 
 
 def schedule_of(

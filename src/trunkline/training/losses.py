@@ -42,6 +42,17 @@ def soften(kind: Kind, logits: Tensor, temperature: float) -> Tensor:
             return torch.softmax(logits / temperature, dim=-1)
 
 
+def harden(kind: Kind, soft: Tensor) -> Tensor:
+    """Finite logits that `soften` gives back at temperature 1."""
+    match kind:
+        case Kind.MULTILABEL:
+            return torch.logit(soft, eps=1e-7)
+        case Kind.REGRESSION:
+            return soft
+        case _:
+            return soft.clamp_min(torch.finfo(soft.dtype).tiny).log()
+
+
 def teacher_loss(
     kind: Kind,
     logits: Tensor,

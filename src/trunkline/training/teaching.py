@@ -22,7 +22,7 @@ from trunkline.model.branch import Branch
 from trunkline.project.tasks import Kind
 from trunkline.project.teachers import Match, Mode
 from trunkline.training.loop import BatchRows
-from trunkline.training.losses import IGNORE, gold_loss, soften, teacher_loss
+from trunkline.training.losses import IGNORE, gold_loss, harden, soften, teacher_loss
 from trunkline.training.material import FIT, Logits, TaskMaterial
 
 SoftLoss = Callable[[BatchRows, Tensor, Tensor], Tensor]
@@ -140,6 +140,24 @@ def teacher_terms(
         yield share * teacher_loss(
             kind, part.float(), wanted, teaching.temperature, keep=keep, std=std, match=teaching.match
         )
+
+
+def together(kind: Kind, soft: Sequence[Logits], teaching: Teaching) -> Logits:
+    """Logits of what teachers say together of the same rows: in the mode `mean` those of the mean of what they soften
+    to, else the mean of theirs, as heads answer.
+
+    Raises ValueError for the mode `best`, which looks at the labels.
+    """
+    if teaching.mode is Mode.BEST:
+        raise ValueError("the best teacher of a row is told by its label")
+    weights, found = teaching.weights_of(len(soft)), []
+    for values in zip(*soft, strict=True):
+        each = torch.stack([torch.from_numpy(np.asarray(value)) for value in values])  # (K, C) or (K, words, C)
+        if teaching.mode is Mode.MEAN:
+            found.append(harden(kind, _mean(soften(kind, each, teaching.temperature), weights)).numpy())
+        else:
+            found.append(_mean(each, weights).numpy())
+    return found if kind is Kind.TAGGING else np.stack(found)
 
 
 def aims_of(kind: Kind, soft: Sequence[Logits], teaching: Teaching, targets: Sequence[Any] = ()) -> list[list[Tensor]]:
