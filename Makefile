@@ -38,9 +38,10 @@ demo: $(STAMP) ## train, merge and try the example assistant in demo/ (kept; a s
 	$(BIN)/trunkline --project $(DEMO) predict "$(MESSAGE)"
 	@echo && echo "The report is $(DEMO)/report.html; the project is $(DEMO)/, try: $(BIN)/trunkline -C $(DEMO) --help"
 
+# worksteal, for it counts tests by their place: some share a name, of which loadfile, loadscope and loadgroup run one alone.
 test: $(STAMP) ## the tests, without those marked slow
 	@$(BIN)/python .ci/browser.py
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 lint: $(STAMP) ## style and formatting, changing nothing
 	$(BIN)/ruff check .

@@ -5,36 +5,24 @@ Knows how figures read, and nothing of how they are measured. The plot needs mat
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from command_line import words_of
-from server_page import table
+from pages import DOCS, RESULTS, page_writer, table
 from shapes import SHAPES
 
-from trunkline.atomic import write_text
 from trunkline.bench import plot
 
-HERE = Path(__file__).resolve().parent
-RESULT = HERE / "results" / "engine.json"
-PAGE = HERE.parent / "docs" / "engine-benchmark.md"
+RESULT = RESULTS / "engine.json"
 SETS = {"snips": "SNIPS utterances", "qnli": "QNLI, both texts in one"}
 
 
-def main() -> None:
-    """Write the page and the plot of the committed figures anew."""
-    write_page(RESULT, None)
-
-
-def write_page(result: Path, page: Path | None) -> None:
-    """Write the page of a result and its plot: beside it, unless it is the committed one."""
-    page = page or (PAGE if result == RESULT else result.with_suffix(".md"))
-    found = json.loads(result.read_text())
-    drawn = page.with_suffix(".svg")
+def made(found: dict[str, Any], drawn: Path) -> str:
+    """Draw the plot, and make the page."""
     plot.bars({SHAPES[row["shape"]]: list(speeds(row)) for row in found["rows"]}, drawn, "tokens a millisecond")
-    write_text(page, text(found, drawn.name))
+    return text(found, drawn.name)
 
 
 def text(found: dict[str, Any], drawn: str) -> str:
@@ -92,5 +80,7 @@ def _speed(words: str, tokens: int, found: dict[str, float], name: str) -> tuple
     return words, tokens / found[name], tokens / found[f"{name}_high"], tokens / found[f"{name}_low"]
 
 
+write_page = page_writer(RESULT, DOCS / "engine-benchmark.md", made)
+
 if __name__ == "__main__":
-    main()
+    write_page(RESULT)

@@ -10,15 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from command_line import words_of
-from served import read_result
-from server_page import table
+from pages import DOCS, RESULTS, page_writer, table
 
-from trunkline.atomic import write_text
 from trunkline.bench import plot
 
-HERE = Path(__file__).resolve().parent
-RESULT = HERE / "results" / "floor.json"
-PAGE = HERE.parent / "docs" / "floor.md"
+RESULT = RESULTS / "floor.json"
 MODES = {"plain": "plain server", "floor": "with a floor"}
 DRAWN = {
     "requests in time, share": lambda one: one["in_time"] / one["requests"] if one["requests"] else None,
@@ -41,16 +37,8 @@ HEAD = (
 )
 
 
-def main() -> None:
-    """Write the page of the committed figures anew."""
-    write_page(RESULT, None)
-
-
-def write_page(result: Path, page: Path | None) -> None:
-    """Write the page of a result and its plot: beside it, unless it is the committed one."""
-    page = page or (PAGE if result == RESULT else result.with_suffix(".md"))
-    found = read_result(result)
-    drawn = page.with_suffix(".svg")
+def made(found: dict[str, Any], drawn: Path) -> str:
+    """Draw the plot, and make the page."""
     first = {MODES[run["mode"]]: run["seconds"] for run in found["runs"] if not run["round"]}
     panels = {
         title: {mode: [value(one) for one in seconds] for mode, seconds in first.items()}
@@ -58,7 +46,7 @@ def write_page(result: Path, page: Path | None) -> None:
     }
     lengths = [seconds for _, seconds in found["parts"]]
     plot.courses(panels, drawn, [sum(lengths[:count]) for count in range(1, len(lengths))])
-    write_text(page, text(found, drawn.name))
+    return text(found, drawn.name)
 
 
 def text(found: dict[str, Any], drawn: str) -> str:
@@ -132,5 +120,7 @@ def _shown(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
 
 
+write_page = page_writer(RESULT, DOCS / "floor.md", made)
+
 if __name__ == "__main__":
-    main()
+    write_page(RESULT)

@@ -106,7 +106,7 @@ class Victim:
         self.edits += 1
         rate = 1e-3 + 1e-5 * self.edits
         for name in names:
-            tables = {key: {**_LONG, "learning_rate": rate} for key in ("tune", "full", "distill")}
+            tables = {key: {**TASKS[name][key], "learning_rate": rate} for key in _TABLES}
             write_task(self.root, name, **{**TASKS[name], **tables})
 
     def stages(self) -> Seen:

@@ -20,17 +20,16 @@ from typing import Any
 from cells import Bench, Cell, adapted, figures, over, run_all, shortened
 from command_line import words_of
 from data_projects import with_values, write_project
+from pages import DOCS, RESULTS, page_writer
 from rich.console import Console
 
-from trunkline.atomic import write_json, write_text
+from trunkline.atomic import write_json
 from trunkline.machine import machine
 from trunkline.pipeline.progress import Terminal
 from trunkline.pipeline.project import Project
 from trunkline.project.config import AdaptSettings
 
-HERE = Path(__file__).resolve().parent
-RESULT = HERE / "results" / "leave_one_out.json"
-PAGE = HERE.parent / "docs" / "leave-one-out.md"
+RESULT = RESULTS / "leave_one_out.json"
 TASKS = ("cola", "sst2", "mrpc", "rte", "stsb", "qnli", "qqp", "mnli")
 PAIRS = TASKS[2:]
 SEEDS = (13, 14, 15)
@@ -59,7 +58,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of the project, kept between runs")
     parser.add_argument("--tasks", nargs="+", default=TASKS, help="some of the tasks")
     parser.add_argument("--out", type=Path, default=RESULT, help="result file")
-    parser.add_argument("--page", type=Path, default=PAGE, help="page")
+    parser.add_argument("--page", type=Path, help="page, instead of docs/leave-one-out.md or beside the result")
     options = parser.parse_args()
     grid = ["--rows", str(ROWS), "--pair", "joint", "--distill", "--tune", "1", "2"]
     write_project(options.data, options.work, options.tasks, *grid)
@@ -95,7 +94,7 @@ def main() -> None:
         "trials": rows,
     }
     write_json(options.out, found)
-    write_text(options.page, text(found))
+    page_writer(RESULT, DOCS / "leave-one-out.md", lambda found, _: text(found))(options.out, options.page)
 
 
 def adapt_all(project: Project) -> None:

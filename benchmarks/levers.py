@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from cells import Bench, figures, run_all, shortened
 from data_projects import write_project
-from levers_page import BASE, write_page
+from levers_page import BASE, RESULT, write_page
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,7 +41,6 @@ from trunkline.training.loop import BatchRows
 from trunkline.training.material import FIT, TaskMaterial
 from trunkline.training.teaching import SoftLoss, Teaching, distilled, gold
 
-RESULT = Path(__file__).resolve().parent / "results" / "levers.json"
 TASKS = ("cola", "mrpc", "rte", "stsb")
 SEEDS = (13, 14, 15)
 ROWS = 2_500
@@ -124,7 +123,7 @@ def main() -> None:
     parser.add_argument("--levers", nargs="+", default=list(LEVERS), help="some of them, by name")
     parser.add_argument("--tasks", nargs="+", default=TASKS, help="some of the tasks")
     parser.add_argument("--out", type=Path, default=RESULT, help="result file")
-    parser.add_argument("--page", type=Path, help="page, instead of docs/levers.md")
+    parser.add_argument("--page", type=Path, help="page, instead of docs/levers.md or beside the result")
     options = parser.parse_args()
     encoder = ["--encoder", str(options.encoder.resolve())] if options.encoder else []
     write_project(options.data, options.work, options.tasks, "--rows", str(ROWS), "--distill", "--tune", "2", *encoder)
@@ -153,7 +152,7 @@ def main() -> None:
     found["train_rows"] = ROWS
     found["trunks"]["adapted" if options.encoder else "published"] = rows
     write_json(options.out, found)
-    write_page(found, options.page)
+    write_page(options.out, options.page)
 
 
 class Taught:

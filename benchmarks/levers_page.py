@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from command_line import words_of
+from pages import DOCS, RESULTS, page_writer
 
-from trunkline.atomic import write_text
-
-HERE = Path(__file__).resolve().parent
-RESULT = HERE / "results" / "levers.json"
-PAGE = HERE.parent / "docs" / "levers.md"
+RESULT = RESULTS / "levers.json"
 BASE = "as it is"
 Rows = Sequence[dict[str, Any]]
 
 
-def main() -> None:
-    """Write the page of the committed figures anew."""
-    write_page(json.loads(RESULT.read_text()), None)
-
-
-def write_page(found: dict[str, Any], page: Path | None) -> None:
-    """Write the page of a result."""
+def made(found: dict[str, Any], _: Path) -> str:
+    """The page, which has no plot."""
     lines = [
         "# Levers: what each does for a cheap branch",
         "",
@@ -40,7 +31,7 @@ def write_page(found: dict[str, Any], page: Path | None) -> None:
     ]
     for trunk, rows in found["trunks"].items():
         lines += [f"## Over the trunk as {trunk}", "", *_table(rows), ""]
-    write_text(page or PAGE, "\n".join(lines[:-1]) + "\n")
+    return "\n".join(lines[:-1]) + "\n"
 
 
 def _table(rows: Rows) -> list[str]:
@@ -68,5 +59,7 @@ def _spread(changes: Sequence[float]) -> str:
     return f"{statistics.mean(changes):+.3f} ({min(changes):+.3f} to {max(changes):+.3f})"
 
 
+write_page = page_writer(RESULT, DOCS / "levers.md", made)
+
 if __name__ == "__main__":
-    main()
+    write_page(RESULT)

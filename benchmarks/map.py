@@ -19,7 +19,7 @@ from typing import Any
 
 from cells import Bench, Cell, figures, run_all, shortened
 from data_projects import write_project
-from map_page import write_page
+from map_page import RESULT, write_page
 
 from trunkline.atomic import write_json
 from trunkline.engine import timing
@@ -30,7 +30,6 @@ from trunkline.model.encoders import Encoder
 from trunkline.model.trunk import Trunk
 from trunkline.pipeline.project import Project
 
-RESULT = Path(__file__).resolve().parent / "results" / "map.json"
 ROWS = 2_500
 EPOCHS = {"clinc150": 8.0}
 """Epochs of tasks that need more than 5."""
@@ -52,7 +51,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS, help=f"most train rows of a task ({ROWS:,})")
     parser.add_argument("--times", action="store_true", help="measure times too, on a quiet machine")
     parser.add_argument("--out", type=Path, default=RESULT, help="result file")
-    parser.add_argument("--page", type=Path, help="page, instead of docs/map.md")
+    parser.add_argument("--page", type=Path, help="page, instead of docs/map.md or beside the result")
     options = parser.parse_args()
     layers = [str(depth) for depth in range(1, DEPTH + 1)]
     write_project(
@@ -85,7 +84,7 @@ def main() -> None:
         "cells": [*kept, *(with_time(row, times) for row in rows)],
     }
     write_json(options.out, found)
-    write_page(found, options.page)
+    write_page(options.out, options.page)
 
 
 def cells_of(task: str) -> Iterator[Cell]:

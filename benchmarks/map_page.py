@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from command_line import words_of
+from pages import DOCS, RESULTS, page_writer
 
-from trunkline.atomic import write_text
-
-HERE = Path(__file__).resolve().parent
-RESULT = HERE / "results" / "map.json"
-PAGE = HERE.parent / "docs" / "map.md"
+RESULT = RESULTS / "map.json"
 Rows = Sequence[dict[str, Any]]
 
 
-def main() -> None:
-    """Write the page and the plots of the committed figures anew."""
-    write_page(json.loads(RESULT.read_text()), None)
-
-
-def write_page(found: dict[str, Any], page: Path | None) -> None:
-    """Write the page of a result, and the heat maps beside it."""
-    page = page or PAGE
-    drawn = page.with_suffix(".svg")
+def made(found: dict[str, Any], drawn: Path) -> str:
+    """Draw the heat maps, and make the page."""
     draw(found["cells"], drawn)
-    write_text(page, text(found, drawn.name))
+    return text(found, drawn.name)
 
 
 def text(found: dict[str, Any], drawn: str) -> str:
@@ -160,5 +149,7 @@ def draw(cells: Rows, path: Path) -> None:
     pyplot.close(figure)
 
 
+write_page = page_writer(RESULT, DOCS / "map.md", made)
+
 if __name__ == "__main__":
-    main()
+    write_page(RESULT)

@@ -24,6 +24,7 @@ from cells import adapted, over
 from data_projects import with_values, write_project
 from full_models import Full, Way, by, strongest, trained
 from merged_page import page, sides
+from pages import DOCS, RESULTS, page_writer
 from rich.console import Console
 
 from trunkline.atomic import write_json
@@ -32,7 +33,6 @@ from trunkline.pipeline.progress import Show, Terminal
 from trunkline.pipeline.project import Project
 from trunkline.project.config import BudgetSettings
 
-HERE = Path(__file__).resolve().parent
 TRUNK = "joint"
 """Name of the adapted trunk."""
 
@@ -54,11 +54,11 @@ class Set:
 
     @property
     def result(self) -> Path:
-        return HERE / "results" / f"{self.name}.json"
+        return RESULTS / f"{self.name}.json"
 
     @property
     def page(self) -> Path:
-        return HERE.parent / "docs" / f"{self.name.replace('_', '-')}.md"
+        return DOCS / f"{self.name.replace('_', '-')}.md"
 
 
 _SNIPS = ("snips_intent", "snips_slots")
@@ -98,7 +98,8 @@ def main() -> None:
     parser.add_argument("--grid", nargs=argparse.REMAINDER, default=[], help="passed on to examples/glue/prepare.py")
     options = parser.parse_args()
     chosen = SETS[options.set]
-    out, target = options.out or chosen.result, options.page or chosen.page
+    out = options.out or chosen.result
+    write_page = page_writer(chosen.result, chosen.page, lambda found, _: page(found, out.name))
     prepare(options, chosen)
     found: dict[str, Any] = json.loads(out.read_text()) if options.more else {}
     for seed in options.seeds:
@@ -111,8 +112,7 @@ def main() -> None:
             report = run(project, chosen, show, found.get("tasks"), again=seed in found.get("seeds", ()))
         found = extended(found or first(report, options), report, seed)
         write_json(out, found)
-        target.write_text(page(found, out.name), encoding="utf-8")
-    print(out, target)
+        print(out, write_page(out, options.page))
 
 
 def prepare(options: argparse.Namespace, chosen: Set) -> None:

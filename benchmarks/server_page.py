@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from command_line import words_of
-from served import RESULT, read_result
+from pages import DOCS, page_writer, table
+from served import RESULT
 from shapes import SHAPES
 
-from trunkline.atomic import write_text
 from trunkline.bench import plot
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "server-benchmark.md"
 PHASES = {
     "saturation_many": "saturation, 32 texts a request",
     "saturation_one": "saturation, one text a request",
@@ -60,20 +59,12 @@ LIMITS = """
 """
 
 
-def main() -> None:
-    """Write the page of the committed figures anew."""
-    write_page(RESULT, None)
-
-
-def write_page(result: Path, page: Path | None) -> None:
-    """Write the page of a result and its plot: beside it, unless it is the committed one."""
-    page = page or (PAGE if result == RESULT else result.with_suffix(".md"))
-    found = read_result(result)
-    drawn = page.with_suffix(".svg")
+def made(found: dict[str, Any], drawn: Path) -> str:
+    """Draw the plot, and make the page."""
     measured = {shape: of for shape, of in found.get("shapes", {}).items() if of["rounds"]}
     if measured:
         plot.bars({SHAPES[shape]: bars(of["summary"]) for shape, of in measured.items()}, drawn, UNIT)
-    write_text(page, text(found, drawn.name if measured else None))
+    return text(found, drawn.name if measured else None)
 
 
 def bars(summary: dict[str, Any]) -> list[tuple[str, float, float, float]]:
@@ -227,11 +218,6 @@ def soak(found: dict[str, Any]) -> list[str]:
 ENDS = ("after_warmup", "end")
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table in Markdown."""
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
-
-
 def spread(found: dict[str, float] | None, form: str) -> str:
     """A median with the least and the most."""
     if found is None:
@@ -249,5 +235,7 @@ def share(found: dict[str, float], base: dict[str, float]) -> str:
     return f"{found['median'] / base['median']:.1%}"
 
 
+write_page = page_writer(RESULT, DOCS / "server-benchmark.md", made)
+
 if __name__ == "__main__":
-    main()
+    write_page(RESULT)

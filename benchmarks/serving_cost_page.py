@@ -5,21 +5,17 @@ Knows how figures read, and nothing of how they are measured. The plot needs mat
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from command_line import words_of
-from server_page import table
+from pages import DOCS, RESULTS, page_writer, table
 from shapes import SHAPES
 
-from trunkline.atomic import write_text
 from trunkline.bench import plot
 
-HERE = Path(__file__).resolve().parent
-RESULT = HERE / "results" / "serving_cost.json"
-PAGE = HERE.parent / "docs" / "serving-cost.md"
+RESULT = RESULTS / "serving_cost.json"
 TITLES = {shape: title.partition(" (")[0] for shape, title in SHAPES.items()}
 AIMS = (("base", 8, 1.15), ("base", 64, 1.5), ("minilm", 8, 1.25), ("minilm", 64, 1.9))
 """Shape, tasks, and how many passes of one model they may take at most, for 32 texts of 32 tokens."""
@@ -32,18 +28,10 @@ OTHERS = {
 Rows = Sequence[dict[str, Any]]
 
 
-def main() -> None:
-    """Write the page and the plot of the committed figures anew."""
-    write_page(RESULT, None)
-
-
-def write_page(result: Path, page: Path | None) -> None:
-    """Write the page of a result and its plot: beside it, unless it is the committed one."""
-    page = page or (PAGE if result == RESULT else result.with_suffix(".md"))
-    found = json.loads(result.read_text())
-    drawn = page.with_suffix(".svg")
+def made(found: dict[str, Any], drawn: Path) -> str:
+    """Draw the plot, and make the page."""
     plot.costs(found["rows"], drawn, TITLES)
-    write_text(page, text(found, drawn.name))
+    return text(found, drawn.name)
 
 
 def text(found: dict[str, Any], drawn: str) -> str:
@@ -154,5 +142,7 @@ def _ms(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
+write_page = page_writer(RESULT, DOCS / "serving-cost.md", made)
+
 if __name__ == "__main__":
-    main()
+    write_page(RESULT)

@@ -26,6 +26,7 @@ from projects import write_project
 from serving.fakes import FakeService
 from tiny import tiny_encoder
 
+from trunkline.atomic import write_json
 from trunkline.bench.turns import Took
 from trunkline.engine.base import Input, Job, Work
 from trunkline.engine.choose import Choice
@@ -103,12 +104,12 @@ def test_a_run_that_was_cut_short_has_a_page_that_says_what_is_missing(
     out = tmp_path / "server.json"
     cut = detail(scripts, ROUND, {"engine": ROUND["engine"]}, infinity={"missing": "no --infinity-python was given"})
     scripts["served"].record(out, {"shapes": {"base": {"infinity": {}, "rounds": []}}})
-    scripts["server_page"].write_page(out, None)
+    scripts["server_page"].write_page(out)
     scripts["served"].record(out, {"soak": {"command": "soak", "machine": {"cpu": "a CPU", "cores": 2}}})
     for shape in ("base", "minilm"):
         found = scripts["served"].record(out, {"shapes": {shape: cut}})
     scripts["served"].record(out, scripts["server"].headlines(found["shapes"]))
-    scripts["server_page"].write_page(out, None)
+    scripts["server_page"].write_page(out)
     assert set(json.loads(out.read_text())["shapes"]) == {"base", "minilm"}
     page = out.with_suffix(".md").read_text()
     assert "| server over engine alone, texts a second at saturation | at least 0.85 | 0.900 |" in page
@@ -270,7 +271,7 @@ def test_the_page_of_what_tasks_cost_holds_them_to_what_was_promised(
     about = {"command": "the command", "machine": {"cpu": "a CPU", "cores": 2, "torch": "2"}, "engines": engines}
     out = tmp_path / "cost.json"
     out.write_text(json.dumps({**about, "memory": memory, "rows": rows}))
-    scripts["serving_cost_page"].write_page(out, None)
+    scripts["serving_cost_page"].write_page(out)
     page = (tmp_path / "cost.md").read_text()
     assert "| BERT-base shape, 8 tasks | at most 1.15 | 1.10 |" in page
     assert "| The packaged trunk's shape, 64 tasks | at most 1.9 | not measured |" in page
@@ -293,7 +294,7 @@ def test_the_page_of_the_engine_shows_shares_of_the_bare_trunk(scripts: dict[str
     out = tmp_path / "engine.json"
     machine = {"cpu": "a CPU", "cores": 2, "torch": "2"}
     out.write_text(json.dumps({"command": "c", "machine": machine, "rows": [{**found, "real": {"snips": real}}]}))
-    scripts["engine_page"].write_page(out, None)
+    scripts["engine_page"].write_page(out)
     page = (tmp_path / "engine.md").read_text()
     assert "| throughput of the chain, of the static model's | at least 95 % | 97.0% |" in page
     assert "| SNIPS utterances: throughput per real token, of the static model's | at least 80 % | 75.0% |" in page
@@ -488,7 +489,8 @@ def test_every_cell_of_the_map_is_trained_once_and_drawn(
         "cells": [grid.with_time(row, times) for row in rows],
     }
     assert all(cell["ms"] > 0 for cell in found["cells"])
-    scripts["map_page"].write_page(found, tmp_path / "map.md")
+    write_json(tmp_path / "map.json", found)
+    scripts["map_page"].write_page(tmp_path / "map.json")
     page = (tmp_path / "map.md").read_text()
     assert "| mrpc | separate | 0." in page
     assert "| concat, one layer | 1 |" in page
@@ -512,7 +514,8 @@ def test_every_lever_trains_a_branch_of_its_own(
         rows.append({"task": task, "lever": name, "seed": 13, **cells.figures(bench.material(task), trained)})
     assert len(set(found.values())) == len(found)
     result = {"command": "command", "machine": machine(), "train_rows": 48, "trunks": {"published": rows}}
-    scripts["levers_page"].write_page(result, tmp_path / "levers.md")
+    write_json(tmp_path / "levers.json", result)
+    scripts["levers_page"].write_page(tmp_path / "levers.json")
     assert "| distilled, relations | " in (tmp_path / "levers.md").read_text()
 
 

@@ -15,8 +15,9 @@ from typing import Annotated, Any
 import typer
 
 from trunkline.bench.command import bench
-from trunkline.console import AsJson, cells, count, err, out, print_json, project_of, released_of, root_of, table, when
+from trunkline.console import cells, count, err, out, print_json, project_of, released_of, root_of, table, when
 from trunkline.errors import TrunklineError
+from trunkline.options import AsJson, Tasks
 from trunkline.pipeline.predict_command import predict
 from trunkline.pipeline.quantize_command import as_data, measured, quantize
 from trunkline.pipeline.release_command import app as release_app
@@ -41,8 +42,6 @@ app.command()(bench)
 app.command()(quantize)
 app.command()(teach)
 app.command()(predict)
-
-Tasks = Annotated[list[str] | None, typer.Argument(help="Only these tasks; all by default.", show_default=False)]
 
 
 def main() -> None:

@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
-from foreign import tiny_classifier
-from projects import SORTS, Heard, write_project
+from sharded import Told, contents, finish, taught_project, write_rows
 from tiny import tiny_encoder
 
-from trunkline.pipeline.project import Project
 from trunkline.pipeline.shards import cut
-from trunkline.pipeline.teach import teacher_work
-
-WORDS = ["play", "some", "music", "please", "now", "rain", "weather", "alarm", "me", "at", "night", "song"]
 
 # Ray warns of options of its own, which it sets itself.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
-
-
-class Told(Heard):
-    """Hears of shards."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows = 0
-        self.numbers: list[int] = []
-
-    def moved(self, rows: int) -> None:
-        self.rows += rows
-
-    def made(self, made: Any) -> None:
-        self.numbers.append(made.number)
 
 
 def test_two_nodes_make_the_bytes_of_a_single_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,19 +24,13 @@ def test_two_nodes_make_the_bytes_of_a_single_process(tmp_path: Path, monkeypatc
 
     from trunkline.cluster.ray_data import make_on_ray
 
-    tiny_classifier(tmp_path / "models" / "big", ["weather", "alarm", "music"])
-    encoder = tiny_encoder(tmp_path / "encoder", layers=3)
-    root = write_project(tmp_path / "project", {"intent": SORTS["intent"]}, encoder=encoder)
-    rng = random.Random(0)
-    source = tmp_path / "x.csv"
-    source.write_text("text\n" + "".join(f"{' '.join(rng.choices(WORDS, k=5))}\n" for _ in range(400)))
-    work = teacher_work(Project.load(root), "intent", "path:../models/big", threads=1, show=Heard())
-    alone = cut(tmp_path / "alone", [str(source)], work.fields, shard_rows=50)
-    with alone.begun(print):
-        list(alone.make(work.load, lambda rows: None))
+    _, work = taught_project(tmp_path, tiny_encoder(tmp_path / "encoder", layers=3))
+    source = str(write_rows(tmp_path / "x.csv", 400))
+    alone = cut(tmp_path / "alone", [source], work.fields, shard_rows=50)
+    finish(alone, work.load)
 
     told = Told()
-    job = cut(tmp_path / "out", [str(source)], work.fields, shard_rows=50)
+    job = cut(tmp_path / "out", [source], work.fields, shard_rows=50)
     store = 100 * 1024 * 1024  # bytes
     options: dict[str, Any] = {"num_cpus": 1, "object_store_memory": store}
     cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
@@ -71,5 +44,4 @@ def test_two_nodes_make_the_bytes_of_a_single_process(tmp_path: Path, monkeypatc
         ray.shutdown()
         cluster.shutdown()
     assert (sorted(told.numbers), told.rows) == (list(range(8)), 400)
-    files = {path.name: path.read_bytes() for path in alone.folder.glob("shard-*")}
-    assert {path.name: path.read_bytes() for path in job.folder.glob("shard-*")} == files
+    assert contents(job.folder) == contents(alone.folder)

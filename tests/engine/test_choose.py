@@ -43,6 +43,8 @@ def test_a_family_that_a_conversion_would_get_wrong_has_another_engine(tmp_path:
         (("openvno",), "openvino"),
         (("auto", "float16"), "bfloat16"),
         (("auto", "auto", "gpu"), "cuda"),
+        (("auto", "auto", "cuda:one"), "unknown device 'cuda:one'"),
+        (("auto", "auto", "cuda:99"), "device cuda:99: torch sees"),
         (("torch", "bfloat16", "cpu"), "reference"),
         (("openvino", "auto", "cuda"), "CPU"),
         (("auto", "auto", "cuda"), "no GPU"),

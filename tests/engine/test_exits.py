@@ -6,20 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from branches import INPUTS, random_branch
+from engines import ENGINES, agree, assert_rows_equal_themselves_alone, batches, close, engines_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from tiny import tiny_encoder
 
 from trunkline.engine import Input, ItemError, predict
-from trunkline.engine.base import Engine, Job, Output
-from trunkline.engine.choose import Choice
-from trunkline.engine.gpu import GpuBuilder
-from trunkline.engine.load import Loader
-from trunkline.engine.planned import PlannedEngine
+from trunkline.engine.base import Engine, Job
 from trunkline.engine.timing import uncached
 from trunkline.engine.torch import TorchEngine
 from trunkline.errors import UsageError
@@ -63,61 +59,20 @@ def made(trunk: Trunk) -> dict[str, Branch]:
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     trunk = Trunk(Encoder.load(tiny_encoder(tmp_path_factory.mktemp("bert"))), "f" * 64)
-    branches = made(trunk)
-    openvino = Loader(trunk, Choice("openvino", "float32", "cpu", "a test"))
-    builder = GpuBuilder(trunk, device="cpu", dtype="float32")
-    parts = {task: builder.part(branch) for task, branch in branches.items()}
-    return {
-        "torch": TorchEngine(trunk, branches),
-        "openvino": openvino.engine({task: (task, lambda task=task: branches[task]) for task in branches}),
-        "gpu": PlannedEngine(trunk.encoder.reader, builder.backend(parts)),
-    }
-
-
-def close(one: Any, other: Any) -> bool:
-    return one.shape == other.shape and bool(np.abs(one - other).max(initial=0) <= 1e-4 * max(1, np.abs(one).max()))
-
-
-def agree(expected: Output | ItemError, found: Output | ItemError, speed: float) -> bool:
-    """Equal, or left at another exit since one was as unsure as the threshold, to rounding."""
-    if isinstance(expected, ItemError) or isinstance(found, ItemError):
-        return expected == found
-    if expected.depth == found.depth:
-        both = (expected.uncertainty, found.uncertainty)
-        return close(expected.logits, found.logits) and (both == (None, None) or abs(both[0] - both[1]) < 1e-3)
-    first = min(expected, found, key=lambda output: output.depth)
-    return first.uncertainty is not None and speed - first.uncertainty < 1e-3
-
-
-words = st.sampled_from(["play", "some", "music", "will", "it", "rain", "?", "today", "wake", "me", "at", "seven", " "])
-texts = st.lists(words, max_size=12).map(" ".join)
-speeds = st.dictionaries(st.sampled_from(TASKS), st.sampled_from([0.0, 0.3, 0.6, 0.8, 0.9, 0.95, 1.0]))
-jobs_of = st.lists(
-    st.builds(
-        Job,
-        st.builds(Input, texts, st.one_of(st.none(), texts)),
-        st.lists(st.sampled_from(TASKS), unique=True, min_size=1).map(tuple),
-        speeds.map(lambda found: tuple(found.items())),
-    ),
-    max_size=10,
-)
+    return engines_of(trunk, made(trunk))
 
 
 @pytest.mark.parametrize("name", ["openvino", "gpu"])
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(jobs=jobs_of, batch_size=st.sampled_from([None, 2, 4]))
+@given(jobs=batches(TASKS), batch_size=st.sampled_from([None, 2, 4]))
 def test_rows_of_mixed_speeds_in_one_batch_equal_the_rows_run_one_by_one(
     engines: Mapping[str, Engine], name: str, jobs: list[Job], batch_size: int | None
 ) -> None:
     """Promise 5; also of batches that go side by side, and whose rows go on together."""
-    found, _ = engines[name].run(jobs, batch_size=batch_size)
-    for job, results in zip(jobs, found, strict=True):
-        [expected], _ = engines["torch"].run([job])
-        for task in job.tasks:
-            assert agree(expected[task], results[task], job.speed_of(task)), (job, task)
+    assert_rows_equal_themselves_alone(engines["torch"], engines[name], jobs, batch_size)
 
 
-@pytest.mark.parametrize("name", ["torch", "openvino", "gpu"])
+@pytest.mark.parametrize("name", ENGINES)
 def test_speed_zero_is_off(engines: Mapping[str, Engine], name: str) -> None:
     """Promise 5: to the bit, and nothing is said of exits."""
     engine = uncached(engines[name])
@@ -132,7 +87,7 @@ def test_speed_zero_is_off(engines: Mapping[str, Engine], name: str) -> None:
             assert (one[task].depth, one[task].uncertainty) == (engine.specs[task].depth, None)
 
 
-@pytest.mark.parametrize("name", ["torch", "openvino", "gpu"])
+@pytest.mark.parametrize("name", ENGINES)
 def test_what_is_never_sure_is_answered_by_the_head(engines: Mapping[str, Engine], name: str) -> None:
     engine = engines[name]
     jobs = [Job(item, TASKS, tuple((task, 1e-9) for task in TASKS)) for item in INPUTS]

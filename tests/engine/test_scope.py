@@ -9,17 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from branches import INPUTS, random_branch
+from engines import ENGINES, assert_rows_equal_themselves_alone, batches, engines_of
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 from tiny import tiny_encoder
 
-from trunkline.engine import Input, predict
+from trunkline.engine import predict
 from trunkline.engine.base import Engine, Job, Output
-from trunkline.engine.choose import Choice
 from trunkline.engine.gpu import GpuBuilder
-from trunkline.engine.load import Loader
-from trunkline.engine.planned import PlannedEngine
 from trunkline.engine.timing import uncached
 from trunkline.engine.torch import TorchEngine
 from trunkline.model.branch import Branch, load_branch, save_branch
@@ -67,58 +64,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trunk, dict[str, Bra
 
 @pytest.fixture(scope="module")
 def engines(made: tuple[Trunk, dict[str, Branch]]) -> dict[str, Any]:
-    trunk, branches = made
-    openvino = Loader(trunk, Choice("openvino", "float32", "cpu", "a test"))
-    builder = GpuBuilder(trunk, device="cpu", dtype="float32")
-    parts = {task: builder.part(branch) for task, branch in branches.items()}
-    return {
-        "torch": TorchEngine(trunk, branches),
-        "openvino": openvino.engine({task: (task, lambda task=task: branches[task]) for task in branches}),
-        "gpu": PlannedEngine(trunk.encoder.reader, builder.backend(parts)),
-    }
-
-
-def agree(expected: Output, found: Output, speed: float) -> bool:
-    """Equal, or left at another exit since one was as unsure as the speed, or as strange as the limit, to rounding."""
-    if expected.depth == found.depth:
-        scopes = (expected.scope, found.scope)
-        same = scopes == (None, None) or abs(scopes[0] - scopes[1]) <= 1e-3 * max(1, abs(scopes[0]))
-        return same and bool(np.allclose(expected.logits, found.logits, rtol=1e-3, atol=1e-3))
-    first = min(expected, found, key=lambda output: output.depth)
-    return (first.uncertainty is not None and speed - first.uncertainty < 1e-3) or abs(first.scope or 0) < 1e-3
-
-
-words = st.sampled_from(["play", "some", "music", "will", "it", "rain", "?", "today", "wake", "me", "at", "seven"])
-texts = st.lists(words, min_size=1, max_size=12).map(" ".join)
-jobs_of = st.lists(
-    st.builds(
-        Job,
-        st.builds(Input, texts, texts),
-        st.lists(st.sampled_from(TASKS), unique=True, min_size=1).map(tuple),
-        st.dictionaries(st.sampled_from(TASKS), st.sampled_from([0.0, 0.9, 0.99, 1.0])).map(
-            lambda found: tuple(found.items())
-        ),
-    ),
-    min_size=1,
-    max_size=8,
-)
+    return engines_of(*made)
 
 
 @pytest.mark.parametrize("name", ["openvino", "gpu"])
 @settings(max_examples=30)
-@given(jobs=jobs_of)
+@given(jobs=batches(TASKS))
 def test_rows_of_mixed_speeds_in_one_batch_equal_the_rows_run_one_by_one(
     engines: Mapping[str, Engine], name: str, jobs: list[Job]
 ) -> None:
     """Promise 5, with scopes."""
-    found, _ = engines[name].run(jobs)
-    for job, results in zip(jobs, found, strict=True):
-        [expected], _ = engines["torch"].run([job])
-        for task in job.tasks:
-            assert agree(expected[task], results[task], job.speed_of(task)), (job, task)
+    assert_rows_equal_themselves_alone(engines["torch"], engines[name], jobs)
 
 
-@pytest.mark.parametrize("name", ["torch", "openvino", "gpu"])
+@pytest.mark.parametrize("name", ENGINES)
 def test_no_row_leaves_before_the_head_where_it_is_out_of_scope(engines: Mapping[str, Engine], name: str) -> None:
     tasks = ("intent", "deep", "slots")
     found, _ = engines[name].run([Job(item, tasks, tuple((task, 1.0) for task in tasks)) for item in INPUTS])
@@ -130,7 +89,7 @@ def test_no_row_leaves_before_the_head_where_it_is_out_of_scope(engines: Mapping
         assert any(output.scope > 0 for output in outputs)
 
 
-@pytest.mark.parametrize("name", ["torch", "openvino", "gpu"])
+@pytest.mark.parametrize("name", ENGINES)
 def test_a_scope_leaves_the_logits_as_they_are_and_depends_on_no_other_task(
     made: tuple[Trunk, dict[str, Branch]], engines: Mapping[str, Engine], name: str
 ) -> None:

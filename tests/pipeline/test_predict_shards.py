@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
 import pytest
 from branches import INPUTS, branch_files, load_trunk, tiny_source
+from sharded import contents, finish, rows_of
 
 from trunkline import cli
 from trunkline.bundle import Bundle
@@ -57,10 +57,6 @@ def work(bundle: Path, engine: str, **changed: Any) -> PredictWork:
     return replace(usual, **changed)
 
 
-def answers(folder: Path) -> list[dict[str, Any]]:
-    return [row for path in sorted(folder.glob("shard-*")) for row in pyarrow.parquet.read_table(path).to_pylist()]
-
-
 def plain(answer: dict[str, Any]) -> dict[str, Any]:
     """Without the fields that parquet has for all rows and this one has not."""
     return {name: value for name, value in answer.items() if value is not None}
@@ -70,10 +66,9 @@ def plain(answer: dict[str, Any]) -> dict[str, Any]:
 def test_shards_hold_the_answers_of_the_bundle(tmp_path: Path, bundle: Path, pairs: Path, speed: float | None) -> None:
     asked = work(bundle, "torch", speed=speed)
     job = cut(tmp_path / "out", [str(pairs)], asked.fields, shard_rows=20)
-    with job.begun(print):
-        list(job.make(asked.load, lambda rows: None))
+    finish(job, asked.load)
     items = [Input(**json.loads(line)) for line in pairs.read_text().splitlines()]
-    rows = answers(tmp_path / "out")
+    rows = rows_of(tmp_path / "out")
     assert [(row["text"], row["text_pair"]) for row in rows] == [(item.text, item.text_pair) for item in items]
     for row, expected in zip(rows, Bundle.load(bundle).predict(items, speed=speed), strict=True):
         for task, one in expected.items():
@@ -99,13 +94,12 @@ def test_known_texts_are_read_once_and_what_was_answered_before_changes_no_bit(
     asked = work(bundle, "openvino", tasks=("same",))
     together = cut(tmp_path / "together", [str(pairs)], asked.fields, shard_rows=20)
     apart = cut(tmp_path / "apart", [str(pairs)], asked.fields, shard_rows=20)
-    with together.begun(print), apart.begun(print):
-        list(together.make(asked.load, lambda rows: None))
+    finish(together, asked.load)
+    with apart.begun(print):
         for shard in reversed(apart.shards):
             list(apart.make(asked.load, lambda rows: None, [shard.number]))
-    files = {path.name: path.read_bytes() for path in together.folder.glob("shard-*")}
-    assert len(files) == 3
-    assert {path.name: path.read_bytes() for path in apart.folder.glob("shard-*")} == files
+    assert len(contents(together.folder)) == 3
+    assert contents(apart.folder) == contents(together.folder)
     counts = together.counts()
     assert counts[ASKED] == 2 * counts["rows"]
     assert counts[READ] < counts[ASKED] / 2

@@ -10,15 +10,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-from foreign import tiny_classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from projects import SORTS, Heard, write_project, write_task
+from projects import SORTS, Heard, write_task
+from sharded import TEACHER, TOPICS, Told, contents, finish, rows_of, taught_project, write_rows
 
 from trunkline.engine.base import Input
 from trunkline.engine.inputs import Columns, Row, marks, read_rows
@@ -27,29 +26,10 @@ from trunkline.pipeline.crew import make_all
 from trunkline.pipeline.execute import LOGITS
 from trunkline.pipeline.foreign import load_logits
 from trunkline.pipeline.project import Project
-from trunkline.pipeline.shards import Item, Job, Moved, Scored, cut, made_of
+from trunkline.pipeline.shards import Item, Moved, Scored, cut, made_of
 from trunkline.pipeline.teach import teacher_work
 from trunkline.project.soft import soft_labels
 from trunkline.project.tasks import Kind, probabilities
-
-WORDS = ["play", "some", "music", "please", "now", "rain", "weather", "alarm", "me", "at", "night", "song"]
-LABELS = ["weather", "alarm", "music"]
-
-
-def write_rows(path: Path, count: int, seed: int = 0) -> Path:
-    rng = random.Random(seed)
-    rows = [
-        {"text": " ".join(rng.choices(WORDS, k=rng.randint(2, 9))), "text_pair": rng.choice(WORDS), "id": f"r{number}"}
-        for number in range(count)
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=7)
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    else:
-        path.write_text("text,id\n" + "".join(f'"{row["text"]},\n",{row["id"]}\n' for row in rows))
-    return path
 
 
 class Lengths:
@@ -63,20 +43,6 @@ class Lengths:
         moved(len(items))
         lengths = [len(item.text) if isinstance(item, Input) else -1 for item in items]
         return Scored(pyarrow.table({"score": lengths}), {"faults": lengths.count(-1)})
-
-
-def made(job: Job, scorer: Lengths, said: list[str] | None = None) -> list[int]:
-    """Makes what is missing; numbers of the shards that were made."""
-    with job.begun((said if said is not None else []).append):
-        return [one.number for one in job.make(lambda: scorer, lambda rows: None)]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("shard-*")}
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [row for path in sorted(folder.glob("shard-*")) for row in pyarrow.parquet.read_table(path).to_pylist()]
 
 
 @settings(max_examples=25, deadline=None)
@@ -113,21 +79,21 @@ def test_shards_hold_the_rows_in_order_and_never_reach_over_a_file(tmp_path: Pat
         write_rows(tmp_path / "data" / f"{number}{suffix}", count, number)
     job = cut(tmp_path / "out", [str(tmp_path / "data")], {}, shard_rows=10)
     assert [shard.rows for shard in job.shards] == [10, 10, 3, 10]
-    assert made(job, Lengths()) == [0, 1, 2, 3]
+    assert finish(job, Lengths) == [0, 1, 2, 3]
     rows = rows_of(tmp_path / "out")
     assert [row["id"] for row in rows] == [f"r{n}" for count in (23, 10) for n in range(count)]
     assert all(row["score"] == len(row["text"]) for row in rows)
     pattern = cut(tmp_path / "other", [str(tmp_path / "data" / f"*{suffix}")], {}, shard_rows=10)
-    assert made(pattern, Lengths()) == [0, 1, 2, 3]
+    assert finish(pattern, Lengths) == [0, 1, 2, 3]
     assert contents(tmp_path / "other") == contents(tmp_path / "out")
 
 
 def test_what_is_there_is_not_made_again_and_what_is_damaged_is(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "x.jsonl", 50)
     job, scorer, said = cut(tmp_path / "out", [str(source)], {}, shard_rows=10), Lengths(), list[str]()
-    made(job, scorer)
+    finish(job, lambda: scorer)
     before = contents(job.folder)
-    assert made(job, scorer) == []
+    assert finish(job, lambda: scorer) == []
     first, second, third = sorted(job.folder.glob("shard-*"))[:3]
     flipped = bytearray(first.read_bytes())
     flipped[len(flipped) // 2] ^= 1
@@ -136,10 +102,10 @@ def test_what_is_there_is_not_made_again_and_what_is_damaged_is(tmp_path: Path) 
     third.unlink()
     (job.folder / ".staging-abc-shard-00004-0000000000000000.parquet").write_bytes(b"half")
     other = cut(tmp_path / "other", [str(source)], {"else": 1}, shard_rows=10)
-    made(other, Lengths())
+    finish(other, Lengths)
     [strange] = other.folder.glob("shard-00003-*")
     (job.folder / strange.name).write_bytes(strange.read_bytes())
-    assert made(job, scorer, said) == [0, 1, 2]
+    assert finish(job, lambda: scorer, said.append) == [0, 1, 2]
     assert sorted(line.partition(" ")[2] for line in said) == [
         "is damaged, and was removed",
         "is damaged, and was removed",
@@ -152,11 +118,11 @@ def test_what_is_there_is_not_made_again_and_what_is_damaged_is(tmp_path: Path) 
 
 def test_another_job_is_refused_with_all_that_differs(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "x.jsonl", 20)
-    made(cut(tmp_path / "out", [str(source)], {"teacher": "a"}, shard_rows=10), Lengths())
+    finish(cut(tmp_path / "out", [str(source)], {"teacher": "a"}, shard_rows=10), Lengths)
     (tmp_path / "out" / "notes.parquet").write_bytes(b"")
     write_rows(source, 20, seed=1)
     with pytest.raises(ProjectError) as caught:
-        made(cut(tmp_path / "out", [str(source)], {"teacher": "b"}, shard_rows=5), Lengths())
+        finish(cut(tmp_path / "out", [str(source)], {"teacher": "b"}, shard_rows=5), Lengths)
     assert [problem.where for problem in caught.value.problems] == [
         "shard_rows",
         "sources[0].sha256",
@@ -167,7 +133,7 @@ def test_another_job_is_refused_with_all_that_differs(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(UsageError, match=r"mine holds letter\.txt, but no job\.json"):
-        made(cut(tmp_path / "mine", [str(source)], {}), Lengths())
+        finish(cut(tmp_path / "mine", [str(source)], {}), Lengths)
 
 
 def test_a_source_that_changes_while_shards_are_made_stops_the_job(tmp_path: Path) -> None:
@@ -175,7 +141,7 @@ def test_a_source_that_changes_while_shards_are_made_stops_the_job(tmp_path: Pat
     job = cut(tmp_path / "out", [str(source)], {}, shard_rows=10)
     write_rows(source, 20, seed=1)
     with pytest.raises(StoreError, match=r"x\.jsonl was changed since the job began"):
-        made(job, Lengths())
+        finish(job, Lengths)
     assert contents(job.folder) == {}
 
 
@@ -197,14 +163,11 @@ def test_sources_that_cannot_be_read_are_said_all_at_once(tmp_path: Path) -> Non
 
 
 def test_rows_that_cannot_be_read_fail_alone(tmp_path: Path, encoder: Path) -> None:
-    tiny_classifier(tmp_path / "models" / "big", LABELS)
-    root = write_project(tmp_path / "project", {"intent": SORTS["intent"]}, encoder=encoder)
+    _, work = taught_project(tmp_path, encoder)
     source = tmp_path / "x.jsonl"
     source.write_text('{"text": "play"}\n{"text": "  "}\nbroken\n{"text": "half \\ud83d"}\n{"text": "rain"}\n')
-    work = teacher_work(Project.load(root), "intent", "path:../models/big", threads=1, show=Heard())
     job = cut(tmp_path / "out", [str(source)], work.fields)
-    with job.begun(print):
-        assert len(list(job.make(work.load, lambda rows: None))) == 1
+    assert finish(job, work.load) == [0]
     rows = rows_of(tmp_path / "out")
     assert [row["logits"] is None for row in rows] == [False, True, True, True, False]
     assert [row["error"] for row in rows][1] == "text is empty"
@@ -217,25 +180,22 @@ def test_a_folder_of_shards_is_a_file_teacher_that_says_what_the_model_says(
     tmp_path: Path, encoder: Path, task: str
 ) -> None:
     labels = {
-        "intent": LABELS,
-        "tone": [*LABELS, "long"],
+        "intent": TOPICS,
+        "tone": [*TOPICS, "long"],
         "urgency": ["LABEL_0"],
-        "slots": ["O", *(f"{place}-{topic}" for place in "IB" for topic in LABELS)],
+        "slots": ["O", *(f"{place}-{topic}" for place in "IB" for topic in TOPICS)],
         "same": ["LABEL_0"],
     }[task]
     options = {"problem_type": "multi_label_classification"} if task == "tone" else {}
-    tiny_classifier(tmp_path / "models" / "big", labels, tokens=task == "slots", **options)
-    root = write_project(tmp_path / "project", {task: SORTS[task]}, encoder=encoder)
-    work = teacher_work(Project.load(root), task, "path:../models/big", threads=1, show=Heard())
+    root, work = taught_project(tmp_path, encoder, task, labels, tokens=task == "slots", **options)
     job = cut(root / "soft", [str(root / "data" / f"{task}.jsonl")], work.fields, shard_rows=20, pairs=work.pairs)
     if task == "slots":  # whose rows are words in the data, and texts here
         words = [json.loads(line)["tokens"] for line in (root / "data" / "slots.jsonl").read_text().splitlines()]
         lines = "".join(json.dumps({"text": " ".join(one)}) + "\n" for one in words)
         (tmp_path / "texts.jsonl").write_text(lines)
         job = cut(root / "soft", [str(tmp_path / "texts.jsonl")], work.fields, shard_rows=20)
-    with job.begun(print):
-        list(job.make(work.load, lambda rows: None))
-    write_task(root, task, **SORTS[task], distill={"teachers": ["file:soft", "path:../models/big"]})
+    finish(job, work.load)
+    write_task(root, task, **SORTS[task], distill={"teachers": ["file:soft", TEACHER]})
     project = Project.load(root)
     project.check()
     [stage] = [id for id, one in project.graph.stages.items() if one.kind == "teach"]
@@ -254,8 +214,7 @@ def test_own_models_teach_too_and_what_is_none_is_refused(tmp_path: Path, done: 
     for name in ("release", "full", "tune:1"):
         work = teacher_work(project, "intent", name, threads=1, show=Heard())
         job = cut(tmp_path / name.replace(":", ""), [str(source)], work.fields)
-        with job.begun(print):
-            list(job.make(work.load, lambda rows: None))
+        finish(job, work.load)
         contents_of[name] = [tuple(row["logits"].values()) for row in rows_of(job.folder)]
         assert all(row["error"] is None for row in rows_of(job.folder))
     texts = [row["text"] for row in rows_of(tmp_path / "release")]
@@ -266,21 +225,6 @@ def test_own_models_teach_too_and_what_is_none_is_refused(tmp_path: Path, done: 
     for name in ("self", "file:soft.jsonl", "tune:7", "nobody"):
         with pytest.raises(UsageError):
             teacher_work(project, "intent", name, threads=1, show=Heard())
-
-
-class Told(Heard):
-    """Hears of shards."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows = 0
-        self.numbers: list[int] = []
-
-    def moved(self, rows: int) -> None:
-        self.rows += rows
-
-    def made(self, made: Any) -> None:
-        self.numbers.append(made.number)
 
 
 CHILD = """
@@ -306,7 +250,7 @@ def test_killed_at_any_instant_nothing_is_lost_and_nothing_made_twice(tmp_path: 
     """Two processes at a time, killed again and again by a signal that nothing can catch."""
     source, out, log = write_rows(tmp_path / "x.jsonl", 400), tmp_path / "out", tmp_path / "log"
     alone = cut(tmp_path / "alone", [str(source)], {}, shard_rows=5)
-    made(alone, Lengths())
+    finish(alone, Lengths)
     command = [sys.executable, "-c", CHILD, str(source), str(out), str(log)]
     rng, seen, kills = random.Random(3), dict[str, int](), 0
     for _ in range(4):
@@ -331,15 +275,12 @@ def test_killed_at_any_instant_nothing_is_lost_and_nothing_made_twice(tmp_path: 
 
 
 def test_the_command_goes_on_after_a_kill_with_the_bytes_of_one_process(tmp_path: Path, encoder: Path) -> None:
-    tiny_classifier(tmp_path / "models" / "big", LABELS)
-    root = write_project(tmp_path / "project", {"intent": SORTS["intent"]}, encoder=encoder)
+    root, work = taught_project(tmp_path, encoder)
     source, out = write_rows(tmp_path / "x.jsonl", 3000), tmp_path / "out"
-    work = teacher_work(Project.load(root), "intent", "path:../models/big", threads=1, show=Heard())
     alone = cut(tmp_path / "alone", [str(source)], work.fields, shard_rows=100)
-    with alone.begun(print):
-        assert len(list(alone.make(work.load, lambda rows: None))) == 30
+    assert len(finish(alone, work.load)) == 30
     command = [sys.executable, "-m", "trunkline", "-C", str(root), "teach", "intent", str(source), "--teacher"]
-    command += ["path:../models/big", "--out", str(out), "--shard-rows", "100", "--processes", "2"]
+    command += [TEACHER, "--out", str(out), "--shard-rows", "100", "--processes", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not list(out.glob("shard-*")):
         time.sleep(0.005)
@@ -357,7 +298,7 @@ def test_the_command_goes_on_after_a_kill_with_the_bytes_of_one_process(tmp_path
 
 def test_a_shard_says_what_it_was_made_of(tmp_path: Path) -> None:
     job = cut(tmp_path / "out", [str(write_rows(tmp_path / "x.jsonl", 5))], {})
-    made(job, Lengths())
+    finish(job, Lengths)
     [path] = job.folder.glob("shard-*")
     about = made_of(pyarrow.parquet.read_schema(path))
     assert about == {"job": job.key, "shard": 0, "counts": {"faults": 0}}

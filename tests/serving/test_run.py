@@ -137,6 +137,7 @@ def same(found: object, right: object) -> bool:
         (["nowhere"], "nowhere is not a bundle"),
         (["nowhere", "--engine", "magic"], "unknown engine 'magic'"),
         (["nowhere", "--dtype", "float3"], "unknown dtype 'float3' .did you mean 'float32'"),
+        (["nowhere", "--device", "cuda:one"], "unknown device 'cuda:one'"),
         (["nowhere", "--log-level", "all"], "unknown log level 'all'"),
         (["nowhere", "--limit", "rows=5"], "unknown limit 'rows'"),
         (["nowhere", "--api-key-file", "no-file"], "the key file no-file cannot be read"),

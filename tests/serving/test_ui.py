@@ -57,9 +57,12 @@ def model(*tasks: TaskInfo, name: str = "demo", bundle: str = "a1b2c3d4e5f60718"
 
 
 class Service(FakeService):
-    """Answers that a test can foretell."""
+    """Answers that a test can foretell, at a speed of at least `raised`."""
+
+    raised = 0.0
 
     def reset(self) -> None:
+        self.raised = 0.0
         self.serve(*DEFAULT)
         self.refusal = None
         self.asked.clear()
@@ -69,6 +72,8 @@ class Service(FakeService):
         self._become(model(*tasks, **about))
 
     async def predict(self, inputs: Sequence[object], tasks: Sequence[str] | None = None, **options: Any) -> Reply:
+        if self.raised:
+            options["speed"] = max(self.raised, options.get("speed") or 0.0)
         reply = await super().predict(inputs, tasks, **options)
         named = [reply.model.tasks[name] for name in reply.answers[0]]
         answers = {task.name: foretold(task, inputs[0]["text"]) for task in named}  # type: ignore[index]
@@ -450,14 +455,14 @@ def test_a_speed_lets_texts_leave_and_moving_it_asks_again(page: Page, service: 
     expect(page.get_by_role("status")).to_contain_text("3 of 6 trunk layers run")
     expect(row(page, "intent")).not_to_contain_text("uncertainty")
     speed.fill("0.6")
-    expect(row(page, "intent")).to_contain_text("left at layer 4 of 5 · uncertainty 0.50")
+    expect(row(page, "intent")).to_contain_text("left at layer 4 of 5 · speed 0.60 · uncertainty 0.50")
     assert [block.get_attribute("class") for block in page.locator("svg .branch[data-task=intent] .block").all()] == [
         "block lit",
         "block ready",
     ]
     speed.focus()
     page.keyboard.press("End")
-    expect(row(page, "intent")).to_contain_text("left at layer 1 of 5 · uncertainty 0.90")
+    expect(row(page, "intent")).to_contain_text("left at layer 1 of 5 · speed 1.00 · uncertainty 0.90")
     expect(row(page, "tone")).not_to_contain_text("uncertainty")
     expect(page.get_by_role("status")).to_contain_text("2 of 6 trunk layers run")  # for the other task
     expect(
@@ -465,7 +470,7 @@ def test_a_speed_lets_texts_leave_and_moving_it_asks_again(page: Page, service: 
     ).to_be_visible()
     page.get_by_role("link", name="Link to this").click()
     speed.fill("0.05")
-    expect(row(page, "intent")).to_contain_text("stayed to layer 5 of 5 · uncertainty 0.25")
+    expect(row(page, "intent")).to_contain_text("stayed to layer 5 of 5 · speed 0.05 · uncertainty 0.25")
     assert service.dialled == [(None, None), (0.6, None), (1.0, None), (0.05, None)]
     page.reload()
     expect(page.locator("#speed-shown")).to_have_text("1.00")
@@ -474,6 +479,15 @@ def test_a_speed_lets_texts_leave_and_moving_it_asks_again(page: Page, service: 
     expect(speed).to_be_hidden()
     expect(page.get_by_role("status")).to_contain_text("1 answer")
     assert service.dialled[-1] == (None, None)
+
+
+def test_a_speed_that_the_server_raised_stands_beside_where_the_text_left(page: Page, service: Service) -> None:
+    service.serve(EARLY, TONE)
+    service.raised = 0.7
+    page.reload()
+    ask(page, APPOINTMENT)
+    expect(row(page, "intent")).to_contain_text("left at layer 4 of 5 · speed 0.70 · uncertainty 0.50")
+    expect(page.locator("#speed-shown")).to_have_text("0.00")
 
 
 @pytest.mark.parametrize("width", [360, 700, 1180])

@@ -5,7 +5,6 @@ Imports no engine until it is called.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -21,10 +20,10 @@ from trunkline.bench import plot as picture
 from trunkline.bench.load import Load
 from trunkline.bench.show import print_costs, print_loads
 from trunkline.bundle.release import Releases
-from trunkline.console import root_of
-from trunkline.engine.choose import DEVICES, DTYPES, ENGINES
-from trunkline.errors import UsageError, unknown
+from trunkline.console import print_json, root_of
+from trunkline.errors import UsageError
 from trunkline.machine import machine
+from trunkline.options import AsJson, Device, Dtype, Engine, Folder, OnlyTasks
 from trunkline.serving.keys import read_key
 
 _STORE = ".trunkline"
@@ -35,17 +34,11 @@ Numbers = list[int] | None
 
 def bench(
     context: typer.Context,
-    bundle: Annotated[
-        Path | None,
-        typer.Argument(help="A bundle's folder; the live release of the project by default.", show_default=False),
-    ] = None,
+    bundle: Folder = None,
     url: Annotated[
         str | None, typer.Option(help="Measure this running server instead: http://host:port.", show_default=False)
     ] = None,
-    task: Annotated[
-        list[str] | None,
-        typer.Option("--task", "-t", help="Only this task (repeatable), in this order.", show_default=False),
-    ] = None,
+    task: OnlyTasks = None,
     texts: Annotated[
         Path | None,
         typer.Option(
@@ -62,9 +55,9 @@ def bench(
         Numbers,
         typer.Option(min=1, max=4096, help="Texts at a time (repeatable).", show_default="1, 8 and 32"),
     ] = None,
-    engine: Annotated[str, typer.Option(help=f"One of {', '.join(ENGINES)}.")] = "auto",
-    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
-    device: Annotated[str, typer.Option(help=f"One of {', '.join(DEVICES)}.")] = "auto",
+    engine: Engine = "auto",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     clients: Annotated[
         Numbers,
         typer.Option(
@@ -95,16 +88,16 @@ def bench(
         Path | None, typer.Option(help="Also draw the result into this .svg or .png.", show_default=False)
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the result to this file.", show_default=False)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Time all tasks of a bundle in one pass against separate models, or put load on a running server."""
+    """Time all tasks of a bundle in one pass against separate models, or put load on a running server.
+
+    Tasks of a bundle are added in the order of their names, or of --task.
+    """
     if plot is not None:
         picture.check(plot)
     if url is None:
         _refuse("with --url", clients=clients, rate=rate, api_key_file=api_key_file)
-        for what, value, known in (("engine", engine, ENGINES), ("dtype", dtype, DTYPES), ("device", device, DEVICES)):
-            if value not in known:
-                raise UsageError(unknown(what, value, known))
         found = _costs(_folder(context, bundle), task, texts, batch or _BATCHES, tokens, seconds, engine, dtype, device)
     else:
         _refuse("without --url", BUNDLE=bundle, batch=batch)
@@ -121,7 +114,7 @@ def bench(
     if plot is not None:
         picture.loads(found["loads"], plot) if url else picture.costs(found["rows"], plot)
     if as_json:
-        return print(json.dumps(found, ensure_ascii=False, indent=2))
+        return print_json(found)
     return (print_loads if url else print_costs)(found, Console(highlight=False))
 
 

@@ -5,6 +5,7 @@ Knows names and features; builds nothing that it does not throw away.
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ NOT_IN_OPENVINO = {"deberta": "its attention takes another path for long texts, 
 FLOAT32_ONLY = {"modernbert": "OpenVINO would round the angles of its positions"}
 """Families by the reason why OpenVINO runs them in float32 only."""
 
+_KNOWN = {"engine": ENGINES, "dtype": DTYPES, "device": DEVICES}
 _GAIN = 0.9
 """bfloat16 costs digits: it has to take at most this share of float32's time."""
 _ROWS, _TOKENS, _REPEATS = 16, 32, 7
@@ -53,6 +55,12 @@ class Choice:
         return f"{self.engine}, {self.dtype}, {self.device} ({self.why})"
 
 
+def check_name(what: str, value: str) -> None:
+    """Raise UsageError unless `value` names an engine, a dtype or a device, as `what` says; "cuda:1" is a device."""
+    if value not in _KNOWN[what] and not (what == "device" and re.fullmatch("cuda:[0-9]+", value)):
+        raise UsageError(unknown(what, value, _KNOWN[what]))
+
+
 def choose(
     trunk: Trunk, engine: str = "auto", dtype: str = "auto", device: str = "auto", *, rest: str = "float32"
 ) -> Choice:
@@ -62,9 +70,8 @@ def choose(
 
     Raises UsageError for an unknown name, and for what is not installed or not there.
     """
-    for what, value, known in (("engine", engine, ENGINES), ("dtype", dtype, DTYPES), ("device", device, DEVICES)):
-        if value not in known and not (what == "device" and value.startswith("cuda:")):
-            raise UsageError(unknown(what, value, known))
+    for what, value in (("engine", engine), ("dtype", dtype), ("device", device)):
+        check_name(what, value)
     family = trunk.encoder.family
     if engine == "openvino" and (reason := no_openvino(family)) is not None:
         raise UsageError(reason)
@@ -74,7 +81,7 @@ def choose(
         raise UsageError("the OpenVINO engine runs on the CPU; a GPU takes the engine torch")
     if dtype == INT8:
         return _in_int8(engine, device, family, rest)
-    if device != "cpu" and engine != "openvino" and _cuda(asked=device.startswith("cuda")):
+    if device != "cpu" and engine != "openvino" and _cuda(device):
         return _on_gpu(dtype, "cuda" if device == "auto" else device)
     if engine == "torch" or no_openvino(family) is not None:
         if dtype == "bfloat16":
@@ -114,13 +121,15 @@ def no_openvino(family: str) -> str | None:
     return None
 
 
-def _cuda(*, asked: bool) -> bool:
+def _cuda(device: str) -> bool:
+    """Whether there is a GPU to run on. Raises UsageError where this device was asked for and is not there."""
     import torch
 
-    found = torch.cuda.is_available()
-    if asked and not found:
-        raise UsageError("device cuda: torch sees no GPU on this machine")
-    return found
+    number = int(device.partition(":")[2] or 0)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.startswith("cuda") and number >= count:
+        raise UsageError(f"device {device}: torch sees {count or 'no'} GPU{'s' if count > 1 else ''} on this machine")
+    return count > 0
 
 
 def _on_gpu(dtype: str, device: str) -> Choice:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trunkline.engine.runtime import PrePostProcessor, ops, ov
+from trunkline.engine.runtime import PrePostProcessor, TorchScriptPythonDecoder, ops, ov
 from trunkline.errors import BundleError
 
 Model = Any  # an openvino.Model; the package is only partly typed
@@ -91,9 +91,12 @@ class Converter:
 
 def _trace(module: nn.Module, example: Sequence[Tensor]) -> Model:
     shapes = [([-1, -1, *tensor.shape[2:]], _TYPES[tensor.dtype]) for tensor in example]
+    inputs = tuple(example)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # how OpenVINO traces, and what a trace fixes, is checked by its numbers
-        return ov.convert_model(module.eval(), example_input=tuple(example), input=shapes)
+        # Not traced a second time to compare both: `_equal` compares the model with the module, on another shape.
+        traced = TorchScriptPythonDecoder(module.eval(), example_input=inputs, trace_kwargs={"check_trace": False})
+        return ov.convert_model(traced, example_input=inputs, input=shapes)
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # 
 
 import openvino as ov  # noqa: E402
 from openvino import opset13 as ops  # noqa: E402
+from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder  # noqa: E402
 from openvino.preprocess import PrePostProcessor  # noqa: E402
 
-__all__ = ["PrePostProcessor", "ops", "ov"]
+__all__ = ["PrePostProcessor", "TorchScriptPythonDecoder", "ops", "ov"]

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from trunkline.console import AsJson, cells, count, err, out, print_json, released_of, table
-from trunkline.engine.choose import DTYPES
+from trunkline.console import cells, count, err, out, print_json, released_of, table
 from trunkline.errors import UsageError
+from trunkline.options import AsJson, Dtype, OnlyTasks, Processes, Ray, ShardRows, Threads, UsualEngine
 from trunkline.pipeline.shards import SHARD_ROWS
-from trunkline.pipeline.teach_command import Processes, Ray, ShardRows, Threads, make, tell
+from trunkline.pipeline.teach_command import make, tell
 
 
 def predict(
@@ -37,21 +37,13 @@ def predict(
     text_pair: Annotated[
         str, typer.Option("--text-pair", help="Column or key with the second text of a pair.")
     ] = "text_pair",
-    task: Annotated[list[str] | None, typer.Option("--task", "-t", help="Only this task (repeatable).")] = None,
+    task: OnlyTasks = None,
     bundle: Annotated[
-        Path | None, typer.Option(help="A bundle's folder; the project's live release by default.")
+        Path | None, typer.Option(help="A bundle's folder; the live release of the project by default.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Inputs computed at once.")] = 32,
-    engine: Annotated[
-        str | None,
-        typer.Option(
-            help="torch (the reference, and the default), openvino (faster, once it has started) or auto.",
-            show_default=False,
-        ),
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option(help=f"One of {', '.join(DTYPES)}; int8 where the bundle was quantized.")
-    ] = "auto",
+    engine: UsualEngine = None,
+    dtype: Dtype = "auto",
     speed: Annotated[
         float | None,
         typer.Option(

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from trunkline.console import AsJson, cells, out, print_json, released_of, root_of, table, when
+from trunkline.console import cells, out, print_json, released_of, root_of, table, when
+from trunkline.options import AsJson, Release
 from trunkline.pipeline.quantize_command import as_data, as_table, measured
 from trunkline.serving.release_command import deploy, hint
 
@@ -34,11 +35,7 @@ def list_(context: typer.Context, as_json: AsJson = False) -> None:
 
 
 @app.command("show")
-def show(
-    context: typer.Context,
-    id: Annotated[str | None, typer.Argument(help="The live one by default.")] = None,
-    as_json: AsJson = False,
-) -> None:
+def show(context: typer.Context, id: Release = None, as_json: AsJson = False) -> None:
     """One release: its bundle, and each task's branch."""
     project = released_of(context)
     release = project.released(id)

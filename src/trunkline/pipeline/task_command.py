@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from trunkline.console import AsJson, cells, out, print_json, project_of, root_of, table
+from trunkline.console import cells, out, print_json, project_of, root_of, table
+from trunkline.options import AsJson
 
 app = typer.Typer(help="Add, remove or show a task.", no_args_is_help=True)
 

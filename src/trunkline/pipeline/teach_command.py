@@ -7,28 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trunkline.console import AsJson, count, err, out, print_json, root_of
+from trunkline.console import count, err, out, print_json, root_of
+from trunkline.options import AsJson, Processes, Ray, ShardRows, Threads
 from trunkline.pipeline.shards import SHARD_ROWS, Job
 
 if TYPE_CHECKING:
     from trunkline.pipeline.scoring import Work
-
-Out = Annotated[
-    Path, typer.Option("--out", help="Folder of the shards; made anew, or that of the same command before.")
-]
-ShardRows = Annotated[int, typer.Option(min=1, help="Rows of a shard, the most that a kill can cost.")]
-Processes = Annotated[
-    int | None, typer.Option(min=1, help="Processes at once; by default as many as keep all cores busy.")
-]
-Threads = Annotated[
-    int, typer.Option(min=1, help="Threads of each process. Part of the job: last digits depend on it.")
-]
-Ray = Annotated[
-    str | None,
-    typer.Option(
-        "--ray", help='Make the shards on a Ray cluster: its address, or "local" to start one here.', show_default=False
-    ),
-]
 
 
 def teach(
@@ -38,7 +22,9 @@ def teach(
         list[str],
         typer.Argument(help="jsonl, csv, tsv or parquet with text (and text_pair): files, folders, patterns."),
     ],
-    out_folder: Out,
+    out_folder: Annotated[
+        Path, typer.Option("--out", help="Folder of the shards; made anew, or that of the same command before.")
+    ],
     teacher: Annotated[
         str,
         typer.Option(help='A model as distill.teachers names it, or "release": the live release of the task itself.'),

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from trunkline.console import AsJson, cells, err, out, print_json, project_of, table
+from trunkline.console import cells, err, out, print_json, project_of, table
 from trunkline.errors import EncoderError, UsageError
+from trunkline.options import AsJson
 
 if TYPE_CHECKING:
     from trunkline.pipeline.project import Change

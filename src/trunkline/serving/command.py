@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from trunkline.bundle.manifest import read_manifest
 from trunkline.bundle.release import BUNDLES, Releases
 from trunkline.console import root_of
-from trunkline.engine.choose import DEVICES, DTYPES, ENGINES
 from trunkline.errors import MissingExtra, UsageError, unknown
+from trunkline.options import Device, Dtype, Engine, Folder
 from trunkline.serving.limits import Limits
 
 _STORE = ".trunkline"
@@ -23,15 +23,12 @@ _LEVELS = ("debug", "info", "warning", "error")
 
 def serve(
     context: typer.Context,
-    bundle: Annotated[
-        Path | None,
-        typer.Argument(help="A bundle's folder; the live release of the project by default.", show_default=False),
-    ] = None,
+    bundle: Folder = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any that is free.")] = 8000,
-    engine: Annotated[str, typer.Option(help=f"One of {', '.join(ENGINES)}.")] = "auto",
-    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
-    device: Annotated[str, typer.Option(help=f"One of {', '.join(DEVICES)}.")] = "auto",
+    engine: Engine = "auto",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     limit: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,14 +68,8 @@ def serve(
         if (error.name or "").startswith("trunkline"):
             raise
         raise MissingExtra("serve", "trunkline serve") from None
-    for what, value, known in (
-        ("engine", engine, ENGINES),
-        ("dtype", dtype, DTYPES),
-        ("device", device, DEVICES),
-        ("log level", log_level, _LEVELS),
-    ):
-        if value not in known:
-            raise UsageError(unknown(what, value, known))
+    if log_level not in _LEVELS:
+        raise UsageError(unknown("log level", log_level, _LEVELS))
     root = root_of(context)
     releases = releases_of(root) if bundle is None else None
     keys = Keys(

@@ -12,13 +12,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from trunkline.bundle.release import Releases
-from trunkline.console import root_of
+from trunkline.console import print_json, root_of
 from trunkline.errors import StoreError, TrunklineError
+from trunkline.options import AsJson, Release
 from trunkline.serving import local
 from trunkline.serving.command import releases_of
 
@@ -37,11 +38,7 @@ class Told:
     reason: str | None = None
 
 
-def deploy(
-    context: typer.Context,
-    id: Annotated[str | None, typer.Argument(help="A release; the live one by default.", show_default=False)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
-) -> None:
+def deploy(context: typer.Context, id: Release = None, as_json: AsJson = False) -> None:
     """Have this project's servers on this machine take over the live release, without a restart."""
     root = root_of(context)
     releases = releases_of(root)
@@ -62,7 +59,7 @@ def deploy(
         if not as_json:
             print(_said(told[-1], names), flush=True)
     if as_json:
-        print(json.dumps([asdict(one) for one in told], ensure_ascii=False, indent=2))
+        print_json([asdict(one) for one in told])
     failed = sum(one.outcome in ("refused", "silent") for one in told)
     if failed:
         raise TrunklineError(f"{failed} of {len(told)} servers did not take it over")

@@ -10,8 +10,8 @@ const APPLIES = 0.5; // the score from which a label of a multilabel task applie
 const numbers = new Intl.NumberFormat("en", { maximumFractionDigits: 3 });
 const figure = (value) => numbers.format(value).replace("-", "−");
 
-// One row. `answer` is undefined for a task that waits for a second text.
-export function row(task, answer, text) {
+// One row. `answer` is undefined for a task that waits for a second text; `speed` is the one that was used, if any was.
+export function row(task, answer, text, speed) {
   const head = element("header", {}, element("h3", {}, task.name), element("small", {}, about(task)));
   const made = element("article", { class: "row", "data-task": task.name }, head);
   if (!answer) {
@@ -25,14 +25,16 @@ export function row(task, answer, text) {
     made.append(scores(task, answer));
   }
   if (answer?.out_of_scope) head.append(element("p", { class: "strange" }, "out of scope"));
-  if (answer?.exit_layer) head.append(element("small", {}, left(task, answer)));
+  if (answer?.exit_layer) head.append(element("small", {}, left(task, answer, speed)));
   return made;
 }
 
-// Where the text left the task, and how unsure that was: in the unit of the speed, which it is compared with.
-function left(task, { exit_layer: layer, uncertainty }) {
+// Where the text left the task, and how unsure that was: in the unit of the speed, which it is compared with. Under load
+// the server may have used a higher speed than the one that was asked for.
+function left(task, { exit_layer: layer, uncertainty }, speed) {
   const where = layer < task.depth ? "left at" : "stayed to";
-  return `${where} layer ${layer} of ${task.depth} · uncertainty ${uncertainty.toFixed(2)}`;
+  const figures = Object.entries({ speed, uncertainty }).map(([name, value]) => `${name}\u00a0${value.toFixed(2)}`);
+  return [`${where} layer ${layer} of ${task.depth}`, ...figures].join(" · ");
 }
 
 // The answer in a few words, for the end of its branch in the drawing.

@@ -128,14 +128,14 @@ function example([first, second]) {
 }
 
 function showReply() {
-  const { answers, layers, timings } = reply;
+  const { answers, layers, speeds, timings } = reply;
   const answered = Object.values(answers).filter((answer) => !answer.error).length;
   const short = element("b", { class: "big" }, `${count(answered, "answer")} in ${milliseconds(timings.total)}`);
   at("summary").replaceChildren(short, ` ${layers} of ${count(model.depth, "trunk layer")} run`);
   at("times").replaceChildren(...times(timings));
   const marks = (task) => task.kind === "tagging"; // first, for they show the text itself
   const shown = on().filter((task) => task.name in answers || !reads(task)).sort((a, b) => marks(b) - marks(a));
-  at("rows").replaceChildren(...shown.map((task) => row(task, answers[task.name], reply.text)));
+  at("rows").replaceChildren(...shown.map((task) => row(task, answers[task.name], reply.text, speeds[task.name])));
   at("answers").hidden = false;
   const state = new URLSearchParams({ text: text.value });
   if (pair.value) state.set("pair", pair.value);

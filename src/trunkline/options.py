@@ -1,0 +1,71 @@
+"""Options that several commands take: one name, one check and one text of help each. Imports no torch.
+
+An option of a single command stands with that command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trunkline.engine.choose import DEVICES, DTYPES, ENGINES, check_name
+
+
+def _checked(what: str) -> Callable[[str | None], str | None]:
+    """A callback that lets through the names that `choose` knows, before anything is loaded or started."""
+
+    def check(value: str | None) -> str | None:
+        if value is not None:
+            check_name(what, value)
+        return value
+
+    return check
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+Release = Annotated[str | None, typer.Argument(help="A release; the live one by default.", show_default=False)]
+Folder = Annotated[
+    Path | None,
+    typer.Argument(help="A bundle's folder; the live release of the project by default.", show_default=False),
+]
+Tasks = Annotated[list[str] | None, typer.Argument(help="Only these tasks; all by default.", show_default=False)]
+OnlyTasks = Annotated[
+    list[str] | None, typer.Option("--task", "-t", help="Only this task (repeatable).", show_default=False)
+]
+
+Engine = Annotated[str, typer.Option(help=f"One of {', '.join(ENGINES)}.", callback=_checked("engine"))]
+UsualEngine = Annotated[
+    str | None,
+    typer.Option(
+        help="torch (the reference, and the default), openvino (faster, once it has started; the default in int8) or "
+        "auto.",
+        callback=_checked("engine"),
+        show_default=False,
+    ),
+]
+"""None is the reference engine, or in int8 the only one that has it."""
+Dtype = Annotated[
+    str,
+    typer.Option(help=f"One of {', '.join(DTYPES)}; int8 where the bundle was quantized.", callback=_checked("dtype")),
+]
+Device = Annotated[
+    str, typer.Option(help=f"One of {', '.join(DEVICES)}; cuda:1 is the second GPU.", callback=_checked("device"))
+]
+
+ShardRows = Annotated[int, typer.Option(min=1, help="Rows of a shard, the most that a kill can cost.")]
+Processes = Annotated[
+    int | None, typer.Option(min=1, help="Processes at once; by default as many as keep all cores busy.")
+]
+Threads = Annotated[
+    int, typer.Option(min=1, help="Threads of each process. Part of the job: last digits depend on it.")
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", help='Make the shards on a Ray cluster: its address, or "local" to start one here.', show_default=False
+    ),
+]
