@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from adaptive_page import write_page
+from adaptive_page import RESULT, write_page
 from asked import calibrated, engine_of, jobs, outputs, requests, score
 from cells import Bench, Cell, figures, run_all
 from data_projects import with_values, write_project
@@ -50,8 +50,6 @@ from trunkline.pipeline.stages import StageKind
 from trunkline.project.config import DistillSettings, ExitSettings
 from trunkline.project.speed import Dial
 
-HERE = Path(__file__).resolve().parent
-RESULT = HERE / "results" / "adaptive.json"
 SINGLE = ("agnews", "dbpedia", "yelp_polarity", "sst2", "qnli", "zh_book_review")
 MERGED = ("agnews", "dbpedia", "yelp_polarity", "sst2", "snips_intent", "clinc150")
 SMALL = ("yelp_polarity",)

@@ -5,21 +5,17 @@ Knows how figures read, and nothing of how they came about. The plot needs matpl
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from command_line import words_of
-from server_page import table
+from pages import DOCS, RESULTS, page_writer, table
 
-from trunkline.atomic import write_text
 from trunkline.bench import plot
 
-HERE = Path(__file__).resolve().parent
-RESULT = HERE / "results" / "adaptive.json"
-PAGE = HERE.parent / "docs" / "adaptive.md"
+RESULT = RESULTS / "adaptive.json"
 NAMES = {
     "exits": "exits",
     "student": "distilled into fewer layers, no exits",
@@ -30,20 +26,12 @@ KEEP = 0.99
 """Where rows left is shown at this."""
 
 
-def main() -> None:
-    """Write the page and the plot of the committed figures anew."""
-    write_page(RESULT, None)
-
-
-def write_page(result: Path, page: Path | None) -> None:
-    """Write the page of a result and its plot: beside it, unless it is the committed one."""
-    page = page or (PAGE if result == RESULT else result.with_suffix(".md"))
-    found = json.loads(result.read_text())
-    drawn = page.with_suffix(".svg")
+def made(found: dict[str, Any], drawn: Path) -> str:
+    """The page of a result, whose plot is drawn at this path."""
     panels = curves([row for row in found["rows"] if row["setting"] == "single"])
     if panels:
         plot.trades(panels, drawn, "time, of speed 0", "quality on the reported split")
-    write_text(page, text(found, drawn.name if panels else None))
+    return text(found, drawn.name if panels else None)
 
 
 def curves(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
@@ -121,5 +109,7 @@ def _spread(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f})"
 
 
+write_page = page_writer(RESULT, DOCS / "adaptive.md", made)
+
 if __name__ == "__main__":
-    main()
+    write_page(RESULT)

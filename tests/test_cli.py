@@ -114,10 +114,10 @@ def shop(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "shop"))
 
 
-def command(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+def command(*arguments: object, stdin: str = "", columns: int = 80) -> subprocess.CompletedProcess[str]:
     """The command as a process of its own."""
     line = [sys.executable, "-m", "trunkline", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": str(columns)}
     return subprocess.run(line, input=stdin, capture_output=True, text=True, env=environment)
 
 
@@ -195,11 +195,8 @@ def test_check_counts_rows_and_prints_notes_below(run: Run, trained: Path) -> No
     assert run("-C", trained, "check", "--json").json["mood"]["rows"] == {"train": 32, "valid": 4, "test": 4}
 
 
-def test_a_narrow_terminal_cuts_labels_and_kinds_but_no_number_and_no_name(
-    run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "46")
-    said = run("-C", trained, "check").out
+def test_a_narrow_terminal_cuts_labels_and_kinds_but_no_number_and_no_name(trained: Path) -> None:
+    said = command("-C", trained, "check", columns=46).stdout
     assert re.search(r"^mood +\S+… +32 +4 +4 test +2: .*…$", said, re.MULTILINE)
     assert all(len(line) <= 46 for line in said.splitlines())
 
