@@ -47,8 +47,8 @@ from trunkline.pipeline.execute import BRANCH
 from trunkline.pipeline.progress import Silent, Terminal
 from trunkline.pipeline.project import Project
 from trunkline.pipeline.stages import StageKind
-from trunkline.project.config import DistillSettings, ExitSettings
 from trunkline.project.speed import Dial
+from trunkline.project.stage_settings import DistillSettings, ExitSettings
 
 SINGLE = ("agnews", "dbpedia", "yelp_polarity", "sst2", "qnli", "zh_book_review")
 MERGED = ("agnews", "dbpedia", "yelp_polarity", "sst2", "snips_intent", "clinc150")

@@ -27,7 +27,7 @@ from trunkline.atomic import write_json
 from trunkline.machine import machine
 from trunkline.pipeline.progress import Terminal
 from trunkline.pipeline.project import Project
-from trunkline.project.config import AdaptSettings
+from trunkline.project.stage_settings import AdaptSettings
 
 RESULT = RESULTS / "leave_one_out.json"
 TASKS = ("cola", "sst2", "mrpc", "rte", "stsb", "qnli", "qqp", "mnli")

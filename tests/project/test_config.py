@@ -10,17 +10,9 @@ import pytest
 from project.hostile import CLASSIFICATION, good_project
 from pydantic import ValidationError
 
-from trunkline.project.config import (
-    ColumnSettings,
-    DataSettings,
-    DistillSettings,
-    ExitSettings,
-    ProjectSettings,
-    Settings,
-    TaskSettings,
-    load_files,
-)
+from trunkline.project.config import ColumnSettings, DataSettings, ProjectSettings, TaskSettings, load_files
 from trunkline.project.explain import describe
+from trunkline.project.stage_settings import DistillSettings, ExitSettings, Settings
 from trunkline.project.tasks import DEFAULT_METRIC, METRICS, Kind
 
 

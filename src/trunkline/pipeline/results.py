@@ -21,7 +21,8 @@ from trunkline.pipeline.execute import BRANCH, ENCODER
 from trunkline.pipeline.select import READS, Candidate, Choice
 from trunkline.pipeline.stages import Stage, StageKind
 from trunkline.pipeline.store import Entry, key_of
-from trunkline.project.config import CostSettings, DistillSettings
+from trunkline.project.config import CostSettings
+from trunkline.project.stage_settings import DistillSettings
 
 if TYPE_CHECKING:
     from trunkline.engine.base import Input

@@ -35,16 +35,9 @@ from trunkline.pipeline.ways import (
     teachers_of,
     ways,
 )
-from trunkline.project.config import (
-    CostSettings,
-    DistillSettings,
-    ExitSettings,
-    PretrainSettings,
-    ProjectFiles,
-    ScopeSettings,
-    TaskSettings,
-)
+from trunkline.project.config import CostSettings, ProjectFiles, TaskSettings
 from trunkline.project.data import data_fields, pinned
+from trunkline.project.stage_settings import DistillSettings, ExitSettings, PretrainSettings, ScopeSettings
 from trunkline.project.taking import Take, taken
 from trunkline.project.tasks import Kind
 from trunkline.project.teachers import Elsewhere, foreign, own

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from trunkline.project.config import DistillSettings, PretrainSettings, TaskSettings
+from trunkline.project.config import TaskSettings
+from trunkline.project.stage_settings import DistillSettings, PretrainSettings
 from trunkline.project.tasks import Kind
 from trunkline.project.teachers import Match, Mode, called, foreign, own, soft_file
 

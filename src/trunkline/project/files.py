@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from trunkline.errors import Problem
-from trunkline.project.config import SPLITS, TASK_NAME, ProjectFiles, ProjectSettings, Settings, TaskSettings
+from trunkline.project.config import SPLITS, TASK_NAME, ProjectFiles, ProjectSettings, TaskSettings
 from trunkline.project.explain import explain, quoted, show
+from trunkline.project.stage_settings import Settings
 from trunkline.project.tasks import METRICS, NEEDS_POSITIVE, Kind
 from trunkline.project.teachers import called, foreign, own, soft_file
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from trunkline.model.branch import Branch, Reading, new_branch
 from trunkline.model.encoders import Encoder
 from trunkline.model.heads import Pooling
-from trunkline.project.config import TrainSettings
+from trunkline.project.stage_settings import TrainSettings
 from trunkline.project.taking import Take, taken
 from trunkline.project.tasks import Kind
 from trunkline.project.teachers import Mode
