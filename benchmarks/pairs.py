@@ -6,7 +6,7 @@ has read before; one that reads them jointly, and a full model, read every pair 
 turn, on the engine that serves, over the packaged trunk's shape. Weights are random, on which speed does not depend;
 quality by reading is what `map.py` is about.
 
-Result: benchmarks/results/pairs.json; docs/shards.md quotes it.
+Result: benchmarks/results/pairs.json.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from command_line import without_folders
 from shapes import trunk_of
 
 from trunkline.atomic import write_json
@@ -75,7 +74,8 @@ def main() -> None:
     write_json(
         options.out,
         {
-            "command": " ".join(["python benchmarks/pairs.py DATA_FOLDER", *without_folders(sys.argv[2:])]),
+            "command": "python benchmarks/pairs.py DATA_FOLDER "
+            + f"--passages {options.passages} --queries {options.queries} --each {options.each}",
             "machine": machine(),
             "engine": f"openvino {choice.dtype}",
             "pairs": len(pairs),

@@ -34,13 +34,14 @@ MAY_IMPORT = {
     "training": MODEL,
     "engine": MODEL | {"machine"},
     "bundle": MODEL | {"engine"},
-    "report": BASE,
+    "tables": set[str](),
+    "report": BASE | {"tables"},
     "machine": set[str](),
     "pipeline": MODEL | {"training", "engine", "bundle", "report", "machine"},
     "cluster": MODEL | {"engine", "pipeline"},
     "predicting": MODEL | {"engine", "bundle"},
     "serving": MODEL | {"engine", "bundle"},
-    "bench": MODEL | {"engine", "bundle", "predicting", "serving", "machine"},
+    "bench": MODEL | {"engine", "bundle", "predicting", "serving", "machine", "tables"},
     "client": BASE | {"project", "engine"},
 }
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from trunkline.bench.command import bench
-from trunkline.console import cells, count, err, out, print_json, project_of, released_of, root_of, table, when
+from trunkline.console import count, err, out, print_json, project_of, released_of, root_of, when
 from trunkline.errors import TrunklineError
 from trunkline.options import AsJson, Tasks
 from trunkline.pipeline.predict_command import predict
@@ -26,6 +26,7 @@ from trunkline.pipeline.teach_command import teach
 from trunkline.pipeline.trunk_command import app as trunk_app
 from trunkline.serving.command import serve
 from trunkline.serving.release_command import hint
+from trunkline.tables import cells, table
 
 app = typer.Typer(
     help="Train each text task on its own; serve all of them in one pass of a shared, frozen BERT trunk.",

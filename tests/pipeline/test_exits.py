@@ -29,6 +29,7 @@ EXITS = {"enabled": True, "depths": [1], "epochs": 1.0, "min_steps": 12, "batch_
 DEPTHS = {"intent": [1], "slots": [1], "urgency": [1, 2]}
 """Rows of a regression leave where two exits agree."""
 THREE = {name: SORTS[name] for name in DEPTHS} | {"urgency": {**SORTS["urgency"], "distill": {"layers": []}}}
+KNOWN = "only rows that the task has already"
 INPUTS = [Input("play some music"), Input("will it rain in the city tomorrow"), Input("set an alarm", "wake me please")]
 
 
@@ -310,6 +311,7 @@ def test_exits_learn_from_texts_without_labels_that_no_row_of_the_task_holds(lef
         ({}, None, "data.unlabelled", "no such file"),
         ({}, '{"words": "play"}', 'column "text"', "no such column (data.columns.text)"),
         ({}, '{"text": " "}', "line 1", "empty text"),
+        ({}, KNOWN, "data.unlabelled", "nothing to learn from"),
         ({"exits": {"enabled": False}}, '{"text": "play"}', "data.unlabelled", "nothing reads it"),
     ],
 )
@@ -317,10 +319,10 @@ def test_texts_without_labels_that_cannot_be_used_are_named(
     fresh: Path, keys: dict[str, Any], line: str | None, where: str, what: str
 ) -> None:
     with_unlabelled(fresh, "intent", fresh=0, **keys)
-    if line is not None:
-        (fresh / "data" / "more.jsonl").write_text(line + "\n")
-    else:
+    if line is None:
         (fresh / "data" / "more.jsonl").unlink()
+    elif line != KNOWN:
+        (fresh / "data" / "more.jsonl").write_text(line + "\n")
     for ask in (check, lambda root: Project.load(root).train(["intent/prepare"], show=Heard())):
         with pytest.raises(ProjectError) as caught:
             ask(fresh)

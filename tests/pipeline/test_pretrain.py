@@ -204,8 +204,8 @@ def test_stages_without_a_first_stage_keep_their_keys_and_shards_count_by_conten
 def test_what_is_wrong_with_folders_is_said_at_once_before_anything_is_trained(tmp_path: Path, encoder: Path) -> None:
     root = new_project(tmp_path, encoder, "intent")
     source = texts_of(tmp_path / "texts.jsonl", root, "intent")
-    for out, rows in (("soft", 8), ("coarse", 16), ("part", 8)):
-        teach(root, "intent", source, out, shard_rows=rows)
+    for out, rows, seed in (("soft", 8, 0), ("coarse", 16, 0), ("part", 8, 1)):
+        teach(root, "intent", source, out, shard_rows=rows, seed=seed)
     next((root / "part").glob("shard-00002-*")).unlink()
     (root / "empty").mkdir()
     two_stages(root, "intent", "soft", "none", "empty", "part", "coarse")
@@ -218,9 +218,26 @@ def test_what_is_wrong_with_folders_is_said_at_once_before_anything_is_trained(t
     ]
     with pytest.raises(ProjectError, match="4 of 5 in"):
         Project.load(root).plan()
-    teach(root, "intent", source, "part")  # which a file that names it does not keep from being filled
+    teach(root, "intent", source, "part", seed=1)  # which a file that names it does not keep from being filled
     two_stages(root, "intent", "soft", "part")
     Project.load(root).check()
+    two_stages(root, "intent", "soft", "./soft")
+    assert problems(root) == [(key, "the same shards twice")]
+
+
+def test_shards_that_change_after_a_run_was_planned_stop_its_first_stage(tmp_path: Path, encoder: Path) -> None:
+    root = new_project(tmp_path, encoder, "intent")
+    source = texts_of(tmp_path / "texts.jsonl", root, "intent")
+    for out, seed in (("soft", 0), ("other", 1)):
+        teach(root, "intent", source, out, seed=seed)
+    two_stages(root, "intent", "soft")
+    project = Project.load(root)
+    [stage] = stages(project, "pretrain")
+    project.train([stage.needs[0]])
+    shutil.rmtree(root / "soft")
+    (root / "other").rename(root / "soft")
+    with pytest.raises(TrunklineError, match="shards changed since the run was planned; run again"):
+        project.train([stage.id])
 
 
 def test_a_damaged_shard_and_a_teacher_of_another_task_stop_a_run(tmp_path: Path, encoder: Path) -> None:

@@ -397,6 +397,18 @@ def test_to_compare_students_of_none_of_each_and_of_all_but_each_are_tried(tmp_p
     assert all(("soft" in stage.fields) == ("file:soft" in stage.id) for stage in students(root).values())
 
 
+def test_students_are_compared_by_the_seeds_that_both_have(tmp_path: Path, encoder: Path) -> None:
+    root = project(tmp_path, encoder, teachers=["full", "full@14"])  # which of seed 14 are one and the same
+    write_settings(root, encoder=str(encoder), search={"seeds": 2})
+    found = Project.load(root).run().report["tasks"]["intent"]["teaching"]
+    assert [one["change"] for one in found["students"]] == [None, None]
+    rewrite(root, teachers=["self", "self@14"], compare=True)
+    found = Project.load(root).run().report["tasks"]["intent"]["teaching"]
+    changes = {"+".join(one["teachers"]): one["change"] for one in found["students"]}
+    assert changes["self+self@14"] is None
+    assert (changes[""]["settings"], changes[""]["spread"]) == (1, None)  # seed 13 alone has students of both
+
+
 def test_which_layers_a_student_takes_is_searched_where_it_makes_a_difference(tmp_path: Path, encoder: Path) -> None:
     takes = ["bottom", "spread", "top"]
     distill = {

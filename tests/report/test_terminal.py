@@ -36,6 +36,16 @@ def test_every_task_is_a_row_with_quality_branch_and_time(make_report: Any) -> N
         assert chosen["reading"] in row
 
 
+def test_a_narrow_terminal_cuts_words_before_figures(make_report: Any) -> None:
+    report = make_report(5, depth=12)
+    wide, narrow = ([line.split() for line in printed(report, width).splitlines()] for width in (120, 66))
+    for name in report["tasks"]:
+        (whole,) = [row for row in wide if row and row[0] == name]
+        (row,) = [row for row in narrow if row and row[0] == name[:8]]
+        figures = [[*one[2:-2], one[-1]] for one in (whole, row)]  # but for the metric and the reading
+        assert figures[0] == figures[1]
+
+
 def test_selection_shows_each_depth_and_the_papers_rule(make_report: Any) -> None:
     report = make_report(5)
     text = printed(report)

@@ -13,17 +13,23 @@ from projects import SORTS
 from torch import nn
 
 from trunkline.model.branch import Branch, Reading
+from trunkline.model.encoders import Encoder
 from trunkline.model.trunk import Trunk
 from trunkline.project.taking import Take
 from trunkline.project.tasks import DEFAULT_METRIC
 from trunkline.training.calibration import calibrate
-from trunkline.training.candidates import Trained, schedule_of, train_full, train_logits, train_student, train_tuned
+from trunkline.training.candidates import Trained, fit_logits, schedule_of, train_full, train_student, train_tuned
 from trunkline.training.loop import Progress, Schedule
 from trunkline.training.losses import IGNORE
 from trunkline.training.material import FIT, Logits, TaskMaterial
 from trunkline.training.teaching import Teaching
 
 READINGS = [(task, "single") for task in SORTS if task != "same"] + [("same", "joint"), ("same", "separate")]
+
+
+def said(material: TaskMaterial, branch: Branch, encoder: Encoder | None = None) -> Logits:
+    """A teacher's logits of the train rows."""
+    return fit_logits(material, branch, encoder, material.data.train)
 
 
 def quick(rate: float = 1e-3, **changes: Any) -> Schedule:
@@ -56,7 +62,7 @@ def test_every_kind_and_reading_trains(
     schedule = quick(precision=precision)
     full = train_full(material, Reading(reading), schedule, tmp_path / "full.pt", quiet)
     tuned = train_tuned(material, Reading(reading), 2, schedule, tmp_path / "tune.pt", quiet)
-    soft = [train_logits(material, tuned.branch, None), train_logits(material, full.branch, full.encoder)]
+    soft = [said(material, tuned.branch), said(material, full.branch, full.encoder)]
     student = student_of(material, tuned.branch, soft, tmp_path / "distill.pt", precision=precision)
     shapes = [(t.branch.spec.fork, t.branch.spec.layers, t.encoder is None) for t in (full, tuned, student)]
     assert shapes == [(3, 0, False), (1, 2, True), (1, 1, True)]
@@ -118,7 +124,7 @@ def test_a_student_starts_from_the_bottom_layers_of_its_teacher(make: Any, tmp_p
     material = make("same")
     teacher = train_tuned(material, Reading(reading), 2, quick(), tmp_path / "t.pt", quiet).branch
     trunk_top = material.trunk.encoder.layers[1].state_dict()
-    soft = [train_logits(material, teacher, None)]
+    soft = [said(material, teacher)]
     student = student_of(material, teacher, soft, tmp_path / "s.pt", rate=0.0).branch
     taught, learnt = teacher.state_dict(), student.state_dict()
     assert {name.split(".")[1] for name in learnt if name.startswith("layers.")} == {"0"}
@@ -135,7 +141,7 @@ def test_a_student_starts_from_the_layers_that_it_takes(
     teacher = train_tuned(material, Reading.SINGLE, 3, quick(), tmp_path / "t.pt", quiet).branch
     still = quick(rate=0.0)
     options = {"teaching": Teaching(2.0, 1.0), "take": Take(take)}
-    soft = [train_logits(material, teacher, None)]
+    soft = [said(material, teacher)]
     student = train_student(material, teacher, soft, 2, init, still, tmp_path / "s.pt", quiet, **options).branch
     own = teacher.layers if init == "teacher" else trunk.encoder.layers
     assert (student.spec.fork, student.spec.layers) == (0, 2)
@@ -146,7 +152,7 @@ def test_a_student_starts_from_the_layers_that_it_takes(
 def test_a_student_can_start_from_the_trunk_or_from_nothing(make: Any, tmp_path: Path, trunk: Trunk) -> None:
     material = make("intent")
     teacher = train_tuned(material, Reading.SINGLE, 2, quick(), tmp_path / "t.pt", quiet).branch
-    soft = [train_logits(material, teacher, None)]
+    soft = [said(material, teacher)]
     starts = {
         init: student_of(material, teacher, soft, tmp_path / f"{init}.pt", init=init, rate=0.0).branch.layers[0]
         for init in ("trunk", "random")
@@ -163,7 +169,7 @@ def test_a_student_of_latents_starts_from_its_teacher_s_layers(
 ) -> None:
     material = make(task)
     tuned = train_tuned(material, Reading(reading), 2, quick(), tmp_path / "tune.pt", quiet)
-    soft = [train_logits(material, tuned.branch, None)]
+    soft = [said(material, tuned.branch)]
     still = quick(rate=1e-12)
     options = {"teaching": Teaching(2.0, 1.0), "latents": 3, "crossing": 1}
     student = train_student(material, tuned.branch, soft, 2, "teacher", still, tmp_path / "s.pt", quiet, **options)
@@ -184,7 +190,7 @@ def test_teacher_and_trunk_are_in_eval_mode_while_distilling(make: Any, tmp_path
     for branch, encoder in ((tuned.branch, None), (full.branch, full.encoder)):
         branch.train()
         full.encoder.train()
-        first, second = (np.asarray(train_logits(material, branch, encoder)) for _ in range(2))
+        first, second = (np.asarray(said(material, branch, encoder)) for _ in range(2))
         assert np.array_equal(first, second)
     seen: list[bool] = []
     parts = {id(module) for module in trunk.modules()}  # a branch's copies of its layers carry the hooks along
@@ -196,7 +202,7 @@ def test_teacher_and_trunk_are_in_eval_mode_while_distilling(make: Any, tmp_path
     hooks = [module.register_forward_pre_hook(look) for module in trunk.modules()]
     try:
         live = make_live(material)
-        student_of(live, tuned.branch, [train_logits(material, tuned.branch, None)], tmp_path / "s.pt")
+        student_of(live, tuned.branch, [said(material, tuned.branch)], tmp_path / "s.pt")
     finally:
         for hook in hooks:
             hook.remove()
@@ -225,7 +231,7 @@ def test_the_trunk_is_never_trained(make: Any, tmp_path: Path, trunk: Trunk) -> 
 def test_a_teacher_s_logits_come_in_the_order_of_the_train_rows(make: Any, tmp_path: Path) -> None:
     material = make("intent")
     teacher = train_tuned(material, Reading.SINGLE, 1, quick(), tmp_path / "t.pt", quiet).branch
-    logits = train_logits(material, teacher, None)
+    logits = said(material, teacher)
     states = material.states("fit", Reading.SINGLE, 2)[0]
     for place, row in enumerate(material.data.train[:5]):
         values, mask = states.batch([int(row)])
@@ -243,7 +249,7 @@ def test_a_student_follows_its_teacher_and_not_only_gold(make: Any, tmp_path: Pa
         material, teacher, [odd], 1, "teacher", quick(3e-3, epochs=5), tmp_path / "s.pt", quiet,
         teaching=Teaching(2.0, 0.0),
     )  # fmt: skip
-    assert (np.asarray(train_logits(material, student.branch, None)).argmax(-1) == 2).all()
+    assert (np.asarray(said(material, student.branch)).argmax(-1) == 2).all()
 
 
 def test_several_teachers_are_averaged_after_softening(make: Any, tmp_path: Path) -> None:

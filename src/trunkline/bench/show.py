@@ -6,12 +6,12 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from trunkline.bench.server import failed, loop_of, refused
+from trunkline.tables import titled
 
 _BUSY = 0.9
 """Cores that the load generator may take until it, and not the server, is what was measured."""
@@ -73,7 +73,7 @@ def print_loads(found: Mapping[str, Any], console: Console) -> None:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = titled(title)
     for column in columns:
         table.add_column(column, justify="left" if column == "load" else "right", no_wrap=column == "load")
     return table

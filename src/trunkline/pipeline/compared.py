@@ -14,6 +14,7 @@ from typing import Any
 from trunkline.pipeline.assemble import Assembly, Options, over_seeds
 from trunkline.pipeline.select import Candidate
 from trunkline.pipeline.stages import Stage, StageKind
+from trunkline.pipeline.ways import Teacher
 
 _ALIKE = ("reading", "from", "layers", "init", "take", "latents")
 """Fields of a student that have nothing to do with its teachers."""
@@ -24,10 +25,10 @@ Ensemble = Callable[[Stage], dict[str, float] | None]
 
 @dataclass(frozen=True)
 class _Students:
-    """The students of one configuration, a stage for each seed, and their metric on `valid`."""
+    """The students of one configuration, a stage for each seed, and their metric on `valid` by seed."""
 
     stages: list[Stage]
-    valid: list[float]
+    valid: dict[int, float]
 
     @property
     def group(self) -> tuple[str, ...]:
@@ -39,19 +40,19 @@ class _Students:
 
     @property
     def mean(self) -> float:
-        return statistics.mean(self.valid)
+        return statistics.mean(self.valid.values())
 
 
 def compared(assembly: Assembly, options: Options, task: str, ensemble: Ensemble) -> dict[str, Any] | None:
     """Each teacher, what they say together, and the best students of each group of them; None where a task's students
     have one teacher and no other is compared with it.
 
-    `change` is a group's metric on `valid` against that of the students of all, over like settings: its mean, and over
-    seeds its standard deviation, None for a single seed.
+    `change` is a group's metric on `valid` against that of the students of all, over like settings and the seeds that
+    both have: its mean, and over seeds its standard deviation, None for a single seed.
     """
     metric = assembly.metric(task)
     found = [
-        _Students(stages, [_metrics(assembly, stage)["valid"][metric] for stage in stages])
+        _Students(stages, {stage.fields["seed"]: _metrics(assembly, stage)["valid"][metric] for stage in stages})
         for stages in over_seeds(assembly.graph.of(task, StageKind.DISTILL)).values()
     ]
     most = max((len(one.group) for one in found), default=0)
@@ -60,17 +61,19 @@ def compared(assembly: Assembly, options: Options, task: str, ensemble: Ensemble
         return None
     whole = {one.alike: one.group for one in sorted(found, key=lambda one: len(one.group))}
     best = {(one.group, one.alike): one for one in sorted(found, key=lambda one: one.mean)}
-    of_all = max((one for one in found if one.group == groups[0]), key=lambda one: one.mean)
+    of_group = {group: max((o for o in found if o.group == group), key=lambda one: one.mean) for group in groups}
+    of_all = of_group[groups[0]]
+    named: dict[str, list[Teacher]] = {}  # where the groups of all differ, as by L, those of each
+    for one in of_group.values():
+        for teachers in zip(*(stage.teachers for stage in one.stages), strict=True):
+            named.setdefault(teachers[0].called, list(teachers))
     return {
-        "teachers": [
-            _teacher(assembly, options, task, [stage.teachers[place] for stage in of_all.stages])
-            for place in range(len(of_all.stages[0].teachers))
-        ],
+        "teachers": [_teacher(assembly, options, task, teachers) for teachers in named.values()],
         "all": list(of_all.group),
         "ensemble": _mean(told[metric] if (told := ensemble(stage)) else None for stage in of_all.stages),
         "students": [
             {
-                **_student(assembly, options, max((o for o in found if o.group == group), key=lambda one: one.mean)),
+                **_student(assembly, options, of_group[group]),
                 "change": _change(
                     [(one, best[whole[one.alike], one.alike]) for (by, _), one in best.items() if by == group]
                 ),
@@ -81,16 +84,21 @@ def compared(assembly: Assembly, options: Options, task: str, ensemble: Ensemble
 
 
 def _change(pairs: Sequence[tuple[_Students, _Students]]) -> dict[str, Any] | None:
-    """How much better students are than their like of all teachers; None for those of all themselves."""
-    pairs = [(one, other) for one, other in pairs if one is not other]
-    if not pairs:
+    """How much better students are than their like of all teachers; None for those of all themselves, and where no seed
+    has both.
+    """
+    by_seed: dict[int, list[float]] = {}
+    settings = 0
+    for one, other in pairs:
+        shared = one.valid.keys() & other.valid.keys() if one is not other else set()
+        settings += bool(shared)
+        for seed in shared:
+            by_seed.setdefault(seed, []).append(one.valid[seed] - other.valid[seed])
+    if not by_seed:
         return None
-    seeds = [
-        statistics.mean(one.valid[seed] - other.valid[seed] for one, other in pairs)
-        for seed in range(len(pairs[0][0].valid))
-    ]
+    seeds = [statistics.mean(gains) for _, gains in sorted(by_seed.items())]
     spread = statistics.stdev(seeds) if len(seeds) > 1 else None
-    return {"mean": statistics.mean(seeds), "spread": spread, "settings": len(pairs)}
+    return {"mean": statistics.mean(seeds), "spread": spread, "settings": settings}
 
 
 def _student(assembly: Assembly, options: Options, best: _Students) -> dict[str, Any]:
@@ -107,12 +115,12 @@ def _student(assembly: Assembly, options: Options, best: _Students) -> dict[str,
     }
 
 
-def _teacher(assembly: Assembly, options: Options, task: str, teachers: Sequence[Any]) -> dict[str, Any]:
+def _teacher(assembly: Assembly, options: Options, task: str, teachers: Sequence[Teacher]) -> dict[str, Any]:
     """One teacher, of each seed's student; what is not known of it is None."""
     metric, found = assembly.metric(task), {"teacher": teachers[0].called, "valid": None, "reported": None, "ms": None}
     if teachers[0].stage is None:
         return found
-    stages = [assembly.graph.stages[teacher.stage] for teacher in teachers]
+    stages = [assembly.graph.stages[teacher.stage] for teacher in teachers if teacher.stage is not None]
     valid = _mean(_metrics(assembly, stage)["valid"].get(metric) for stage in stages)
     if stages[0].kind is StageKind.TEACH:
         return found | {"valid": valid}

@@ -31,6 +31,7 @@ from trunkline.pipeline.lessons import REASONS, Lessons, find_taught
 from trunkline.pipeline.select import READS
 from trunkline.pipeline.stages import Graph, Stage, StageKind
 from trunkline.pipeline.store import Entry, Store
+from trunkline.pipeline.task_files import unlabelled_contents
 from trunkline.pipeline.ways import teach_id, teaching_of
 from trunkline.project.config import ProjectFiles
 from trunkline.project.data import TaskData, pinned, read_task, read_unlabelled
@@ -163,7 +164,6 @@ class Workshop:
             cache=StateCache(self.store.states, int(settings.store.max_states_gb * 1e9)),
             precision=precision_of(settings.precision, self.device),
             say=self.say,
-            unlabelled=read_unlabelled(self.files.root, task, self.files.tasks[task], data),
         )
 
     def _over(self, stage: Stage) -> Workshop:
@@ -222,6 +222,8 @@ class Workshop:
         taught, problems = find_taught(self.files.root, stage.task, material.settings)
         if problems:
             raise ProjectError(problems)
+        if [one.content for one in taught] != fields["shards"]:
+            raise TrunklineError(f"{stage.id}: pretrain.shards changed since the run was planned; run again")
         lessons = Lessons(taught, material.kind, material.data)
         if any(lessons.left_out.values()):
             counts = [f"{count:,} {REASONS[why]}" for why, count in lessons.left_out.items() if count]
@@ -263,7 +265,7 @@ class Workshop:
         from trunkline.training.exits import add_exits
         from trunkline.training.leaving import KEEPS
 
-        material, fields = self.material(stage.task), stage.fields
+        material, fields = self._with_unlabelled(stage), stage.fields
         candidate = self._entry(stage.needs[1]).result["branch"]
         forms = [Form(form) for form in fields["forms"]]
         asked = material.settings.exits
@@ -297,6 +299,18 @@ class Workshop:
             **({} if material.unlabelled is None else {"unlabelled": len(material.unlabelled)}),
             **({} if made.outcome is None else went(made.outcome)),
         }
+
+    def _with_unlabelled(self, stage: Stage) -> TaskMaterial:
+        """The material of a stage of exits, which alone read texts without labels."""
+        material = self.material(stage.task)
+        settings, root = material.settings, self.files.root
+        rows = read_unlabelled(root, stage.task, settings, material.data)
+        if rows is None:
+            return material
+        if unlabelled_contents(root, settings, self.store.hashes) != stage.fields["unlabelled"]:
+            raise TrunklineError(f"{stage.id}: data.unlabelled changed since the run was planned; run again")
+        self.say(f"{stage.task}: exits learn from {len(rows):,} rows without labels, too")
+        return replace(material, unlabelled=rows)
 
     def _prices(self, branch: Mapping[str, Any], forms: Sequence[Form]) -> Prices:
         """What the way to a branch's head costs on this machine, all of it measured in one run."""

@@ -69,6 +69,9 @@ def find_taught(root: Path, task: str, settings: TaskSettings) -> tuple[list[Tau
             found.append(one)
         else:
             problems.append(one)
+    contents = [one.content for one in found]
+    if twice := [one.name for one in found if contents.count(one.content) > 1]:
+        problems.append(Problem(*where, "the same shards twice", quoted(twice), "a folder for each teacher"))
     strange = [one.name for one in found if one.texts != found[0].texts]
     if strange:
         allowed = "folders that were filled from the same sources, with the same --shard-rows"
@@ -173,7 +176,8 @@ class Lessons:
         try:
             return pyarrow.parquet.read_table(path, columns=["text", "text_pair", said, "error"]).combine_chunks()
         except (pyarrow.ArrowException, OSError) as error:
-            raise StoreError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise StoreError(f"{path} cannot be read: {reason}") from error
 
     def _said(self, table: pyarrow.Table) -> Logits:
         """What a teacher said of rows that it answered: (rows, C), or of tagging one (words, C) per row."""

@@ -11,11 +11,12 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from trunkline.console import cells, count, err, out, print_json, released_of, table
+from trunkline.console import count, err, out, print_json, released_of
 from trunkline.errors import UsageError
 from trunkline.options import AsJson, Dtype, OnlyTasks, Processes, Ray, ShardRows, Threads, UsualEngine
 from trunkline.pipeline.shards import SHARD_ROWS
 from trunkline.pipeline.teach_command import make, tell
+from trunkline.tables import cells, table
 
 
 def predict(

@@ -9,9 +9,10 @@ import typer
 from rich.table import Table
 
 from trunkline.bundle.manifest import VALID, Int8Entry, read_manifest
-from trunkline.console import cells, err, out, print_json, root_of, table
+from trunkline.console import err, out, print_json, root_of
 from trunkline.errors import BundleError, MissingExtra
 from trunkline.options import AsJson
+from trunkline.tables import cells, table
 
 
 def quantize(

@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
-from trunkline.console import cells, out, print_json, released_of, root_of, table, when
+from trunkline.console import out, print_json, released_of, root_of, when
 from trunkline.options import AsJson, Release
 from trunkline.pipeline.quantize_command import as_data, as_table, measured
 from trunkline.serving.release_command import deploy, hint
+from trunkline.tables import cells, table
 
 app = typer.Typer(help="List, show, compare, deploy and roll back releases.", no_args_is_help=True)
 app.command()(deploy)

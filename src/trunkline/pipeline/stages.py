@@ -419,7 +419,7 @@ def _exits(
             "schedule": settings.model_dump(mode="json", exclude={"enabled", "forms", "depths", "rule"}),
             # Those that pay are told by time.
             "cost": cost.model_dump(mode="json", include={"batch", "tokens", "engine"}),
-            **({"unlabelled": sorted(unlabelled)} if unlabelled else {}),
+            **({"unlabelled": list(unlabelled)} if unlabelled else {}),
         },
         (f"{candidate.task}/{StageKind.PREPARE}", finished.id),
     )

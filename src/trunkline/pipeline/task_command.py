@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from trunkline.console import cells, out, print_json, project_of, root_of, table
+from trunkline.console import out, print_json, project_of, root_of
 from trunkline.options import AsJson
+from trunkline.tables import cells, table
 
 app = typer.Typer(help="Add, remove or show a task.", no_args_is_help=True)
 

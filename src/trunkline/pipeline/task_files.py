@@ -61,7 +61,7 @@ class TaskFiles:
         missing = [
             Problem(f"tasks/{name}.toml", key, "no such file", file, f"a file in {root}")
             for key, file, path in named
-            if not path.exists()
+            if not (path.exists() if key == "distill.teachers" else path.is_file())  # soft labels may be a folder
         ]
         found, wrong = foreign_teachers(root, name, settings, cache)
         trunks, strange = teaching_trunks(root, name, settings, cache)
@@ -71,9 +71,17 @@ class TaskFiles:
         by_split = {split: hashes[str(path)] for split, path in files.items()}
         foreign = {teacher: one.content for teacher, one in found.items()}
         labels = [_soft_hash(path, cache) for path in soft.values()]
-        texts = list(hash_files(unlabelled.values(), cache).values())
+        texts = unlabelled_contents(root, settings, cache)
         shards = [one.content for one in taught]
         return cls(by_split, sets, pairs, labels, foreign, trunks, shards, texts)
+
+
+def unlabelled_contents(root: Path, settings: TaskSettings, cache: Path) -> list[str]:
+    """What identifies each file of texts without labels: its content, and how it is read."""
+    paths = [root / name for name in settings.data.unlabelled]
+    hashes = hash_files(paths, cache)
+    ways = {".csv": settings.data.separator}
+    return sorted(key_of([hashes[str(path)], suffix := path.suffix.lower(), ways.get(suffix)]) for path in paths)
 
 
 def _soft_hash(path: Path, cache: Path) -> str:

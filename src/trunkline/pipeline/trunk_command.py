@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from trunkline.console import cells, err, out, print_json, project_of, table
+from trunkline.console import err, out, print_json, project_of
 from trunkline.errors import EncoderError, UsageError
 from trunkline.options import AsJson
+from trunkline.tables import cells, table
 
 if TYPE_CHECKING:
     from trunkline.pipeline.project import Change

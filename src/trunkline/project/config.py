@@ -26,7 +26,7 @@ from trunkline.project.stage_settings import (
 )
 from trunkline.project.tasks import DEFAULT_METRIC, Kind
 from trunkline.project.teachers import soft_file
-from trunkline.project.values import HUB_FORM, Distinct, Readings, Seed, Source, Text
+from trunkline.project.values import HUB_FORM, Distinct, Readings, Searched, Seed, Source, Text
 
 TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 REPORTED = ("dev", "test")
@@ -139,7 +139,7 @@ class DataSettings(Settings):
     test: Source | None = Field(
         default=None, description="Rows to report on, before dev where both are given; cut from train where neither is."
     )
-    unlabelled: Annotated[list[Text], Distinct] = Field(
+    unlabelled: Annotated[list[Text], Searched, Distinct] = Field(
         default=[],
         description="Files with the same columns but for the label, whose texts [exits](exits.md) learn from besides "
         "those of train.",

@@ -166,6 +166,9 @@ def read_unlabelled(root: Path, name: str, settings: TaskSettings, data: TaskDat
     joined = reduce(add, found)
     known = {key for rows in (data.fit, *data.reported.values()) for key in rows.keys()}  # noqa: SIM118 - a method
     picks = {key: row for row, key in enumerate(joined.keys()) if key not in known}
+    if not picks:
+        none_new = f"{_rows(len(joined))}, all of which the task has already"
+        raise ProjectError([Problem(*where, "nothing to learn from", none_new, "at least one row that is new")])
     return joined.take(list(picks.values()))
 
 

@@ -67,7 +67,8 @@ class Teaching:
         found = {}
         for one in self.students:
             missing = set(self.everyone) - set(one.teachers)
-            if len(missing) == 1 and one.teachers and one.change is not None:
+            fewer = set(one.teachers) < set(self.everyone)
+            if fewer and len(missing) == 1 and one.teachers and one.change is not None:
                 found[missing.pop()] = one.change
         return found
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from trunkline.report import wording
 from trunkline.report.content import Content, Exits, read
+from trunkline.tables import titled
 
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
@@ -49,18 +49,14 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
         console.print(Text(f"Measured with {measured}", style="dim"))
 
 
-def _table(title: str) -> Table:
-    return Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-
-
 def _tasks(content: Content) -> Table:
     splits = sorted({task.reported for task in content.tasks})
-    table = _table(f"Tasks on {splits[0] if len(splits) == 1 else 'their reported splits'}; branch: fork + own layers")
+    table = titled(f"Tasks on {splits[0] if len(splits) == 1 else 'their reported splits'}; branch: fork + own layers")
     table.add_column("task", overflow="fold", min_width=8)
     table.add_column("metric", overflow="fold")
     for name in ("full", "merged", "relative", "branch"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("reading", no_wrap=True)
+    table.add_column("reading", overflow="ellipsis")
     table.add_column("ms", justify="right", no_wrap=True)
     for task in content.tasks:
         one = task.chosen
@@ -78,7 +74,7 @@ def _tasks(content: Content) -> Table:
 
 
 def _speeds(exits: Exits, reported: str) -> Table:
-    table = _table(f"By speed; layers and time on {reported}, relative to speed 0")
+    table = titled(f"By speed; layers and time on {reported}, relative to speed 0")
     table.add_column("kept on valid")
     for name in ("speed", "valid", reported, "layers", "time"):
         table.add_column(Text(name), justify="right")
@@ -91,7 +87,7 @@ def _speeds(exits: Exits, reported: str) -> Table:
 
 def _against(content: Content) -> Table:
     merged, n = content.merged, len(content.tasks)
-    table = _table("The merged model")
+    table = titled("The merged model")
     table.add_column("")
     for name in (wording.count(n, "separate full model"), "merged", "relative"):
         table.add_column(name, justify="right")
@@ -109,7 +105,7 @@ def _against(content: Content) -> Table:
 
 
 def _selection(content: Content) -> Table:
-    table = _table("Selection by trunk depth, relative to full models")
+    table = titled("Selection by trunk depth, relative to full models")
     table.add_column("depth")
     for name in ("quality (valid)", "time", "layers"):
         table.add_column(name, justify="right")

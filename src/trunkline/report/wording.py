@@ -108,11 +108,12 @@ def taught_by(found: Teaching, one: Students) -> str:
     missing = [name for name in found.everyone if name not in one.teachers]
     if not one.teachers:
         return "labels alone"
-    if not missing:
+    if set(one.teachers) == set(found.everyone):
         return "all" if len(one.teachers) > 1 else one.teachers[0]
     if len(one.teachers) == 1:
         return f"{one.teachers[0]} alone"
-    return f"all but {missing[0]}" if len(missing) == 1 else " + ".join(one.teachers)
+    fewer = set(one.teachers) < set(found.everyone)  # students of another L may have others
+    return f"all but {missing[0]}" if fewer and len(missing) == 1 else " + ".join(one.teachers)
 
 
 def change(found: Change | None) -> str:

@@ -181,13 +181,8 @@ def _start(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
             tensor.copy_(weights[name])
 
 
-def train_logits(material: TaskMaterial, branch: Branch, encoder: Encoder | None) -> Logits:
-    """A teacher's logits for the train rows, in order; in eval mode, in fp32."""
-    return fit_logits(material, branch, encoder, material.data.train)
-
-
 def fit_logits(material: TaskMaterial, branch: Branch, encoder: Encoder | None, rows: np.ndarray) -> Logits:
-    """As `train_logits`, for these rows of those that train and `valid` are cut from."""
+    """A teacher's logits for these rows of those that train and `valid` are cut from; in eval mode, in fp32."""
     examples = material.examples(FIT, branch.spec.reading)
     module = (OverStates(material, branch, FIT) if encoder is None else WholeEncoder(encoder, branch, examples)).eval()
     return examples.predict(module, rows)
