@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,16 @@ WRITTEN_AT_ONCE = 100_000
 
 
 def write_pairs(data: Path, path: Path, count: int, seed: int) -> None:
+    """Write `count` pairs of the train splits, recombined."""
+    rows = [json.loads(line) for name in SETS for line in (data / "qa" / name / "train.jsonl").open(encoding="utf-8")]
+    recombine([row["text"] for row in rows], [row["text_pair"] for row in rows], path, count, seed)
+
+
+def recombine(texts: Sequence[str], pairs: Sequence[str], path: Path, count: int, seed: int) -> None:
     """Write `count` pairs, each a random query with a random passage; of a file that is there already, nothing."""
     if path.exists():
         return
-    rows = [json.loads(line) for name in SETS for line in (data / "qa" / name / "train.jsonl").open(encoding="utf-8")]
-    queries = sorted({row["text"] for row in rows})
-    passages = sorted({row["text_pair"] for row in rows})
+    queries, passages = sorted(set(texts)), sorted(set(pairs))
     rng = np.random.default_rng(seed)
     staging = path.with_suffix(".part")
     with staging.open("w", encoding="utf-8") as file:

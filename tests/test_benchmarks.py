@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,6 +25,7 @@ pytest.importorskip("uvicorn", reason="the benchmarks drive the real server, whi
 from client.conftest import served
 from projects import write_project
 from serving.fakes import FakeService
+from sharded import finish
 from tiny import tiny_encoder
 
 from trunkline.atomic import write_json
@@ -33,6 +35,7 @@ from trunkline.engine.choose import Choice
 from trunkline.machine import machine
 from trunkline.pipeline.progress import Silent
 from trunkline.pipeline.project import Project
+from trunkline.project.tasks import Kind
 
 __all__ = ["served"]
 SCRIPTS = (
@@ -55,6 +58,7 @@ SCRIPTS = (
     "serving_cost",
     "serving_cost_page",
     "soak",
+    "teachers",
 )
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ROUND = {
@@ -662,6 +666,69 @@ def test_what_became_of_a_load_is_counted_by_the_second_and_held_to_full_depth(s
     total = scripts["floor"].summary([{"mode": "plain", "parts": [first]}, {"mode": "plain", "parts": [second]}])
     assert (total["plain"][0]["requests"], total["plain"][0]["in_time"]) == (5, 0.2)
     assert total["plain"][0]["depth"] == pytest.approx(0.75)
+
+
+def test_students_of_many_teachers_stand_beside_these(
+    scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib", reason="pages have plots, which need the extra report")
+    script, usual = scripts["teachers"], {"min_steps": 4, "batch_size": 8}
+    task = {"kind": "classification", "pair": ["joint", "separate"], "pretrain": usual}
+    work = write_project(tmp_path / "work", {"rte": task}, encoder=tiny_encoder(tmp_path / "encoder"))
+    for name, value in {"PAIRS": 20, "ROUNDS": 1, "REQUESTS": 1, "write_project": lambda *_: None}.items():
+        monkeypatch.setattr(script, name, value)
+    monkeypatch.setattr(script, "choose", lambda *_: Choice("torch", "float32", "cpu", "a test"))
+    monkeypatch.setattr(script, "make", lambda _, job, work, **__: finish(job, work.load))
+    out = tmp_path / "out.json"
+    line = ["teachers.py", str(tmp_path), "--work", str(work), "--tasks", "rte", "--seeds", "13", "14"]
+    monkeypatch.setattr(sys, "argv", [*line, "--out", str(out)])
+    script.main()
+    found = json.loads(out.read_text())
+    rows = {row.get("teacher", row["model"]): row for row in found["rows"]}
+    assert {name: (row["layers"], len(row["quality"])) for name, row in rows.items()} == {
+        **{"self": (4, 2), "full@14": (4, 1), "tune:3/separate@15": (4, 1), "ensemble": (12, 2)},
+        **dict.fromkeys(script.STUDENTS, (3, 2)),
+    }
+    teachers = [rows[name] for name in script.TEACHERS]
+    assert 1 / rows["ensemble"]["queries_per_s"] == pytest.approx(sum(1 / one["queries_per_s"] for one in teachers))
+    assert rows["student_one"]["megabytes"] < rows["self"]["megabytes"] == rows["full@14"]["megabytes"]
+    best = max(teachers, key=lambda one: np.mean(one["valid"]))
+    assert rows["student_one"]["teachers"] == [best["teacher"]]
+    chosen = rows[found["summary"]["student"]["rte"]]
+    assert np.mean(chosen["valid"]) == max(np.mean(rows[name]["valid"]) for name in script.MANY)
+    relative = np.mean(chosen["quality"]) / np.mean(rows["ensemble"]["quality"])
+    assert found["summary"]["relative_to_ensemble"] == pytest.approx(relative)
+    assert "| tune:3/separate@15 |" in out.with_suffix(".md").read_text()
+
+    data = Project.load(work).train(["rte/prepare"]).data("rte")
+    train = data.fit.take(data.train)
+    [file] = work.glob("unlabelled/*/pairs.jsonl")
+    pairs = [json.loads(one) for one in file.read_text().splitlines()]
+    assert len(pairs) == 20
+    assert all(one["text"] in train.texts and one["text_pair"] in (train.pairs or ()) for one in pairs)
+
+
+def test_which_student_of_many_teachers_counts_is_decided_on_valid(scripts: dict[str, ModuleType]) -> None:
+    def rows(task: str, speed: float, **found: tuple[float, float]) -> Iterator[dict[str, Any]]:
+        for model, (valid, quality) in found.items():
+            rate = speed if model == "ensemble" else 10.0
+            yield {"task": task, "model": model, "valid": [valid], "quality": [quality], "queries_per_s": rate}
+
+    several = {"student_mean": (0.5, 0.9), "student_heads": (0.6, 0.72), "student_heads_two_stage": (0.55, 0.95)}
+    one = rows("a", 2.0, ensemble=(0, 0.8), student_plain=(0.9, 0.6), student_one=(0.9, 0.7), **several)
+    several = {"student_mean": (0.6, 0.5), "student_heads": (0.5, 0.9), "student_heads_two_stage": (0.5, 0.9)}
+    other = rows("b", 1.0, ensemble=(0, 0.6), student_plain=(0, 0.55), student_one=(0, 0.5), **several)
+    found = scripts["teachers"].summary([*one, *other])
+    assert found["student"] == {"a": "student_heads", "b": "student_mean"}
+    assert found["relative_to_ensemble"] == pytest.approx(1.22 / 1.4)
+    assert found["throughput_over_ensemble"] == pytest.approx((1 / 2 + 1) / (2 / 10))
+    assert (found["better_than_plain"], found["over_one_teacher"]) == (1, pytest.approx(0.01))
+
+
+def test_an_ensemble_says_the_mean_of_probabilities(scripts: dict[str, ModuleType]) -> None:
+    sure, unsure = np.log([[0.9, 0.1]]), np.log([[0.4, 0.6]])
+    said = scripts["teachers"].ensemble(Kind.CLASSIFICATION, [sure, unsure, unsure])
+    assert np.exp(said) == pytest.approx(np.asarray([[1.7 / 3, 1.3 / 3]]))
 
 
 def test_texts_out_of_scope_are_judged_by_depth_by_classes_and_at_every_speed(

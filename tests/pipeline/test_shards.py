@@ -222,7 +222,7 @@ def test_own_models_teach_too_and_what_is_none_is_refused(tmp_path: Path, done: 
         answer = project.bundle().predict([text])[0]["intent"]
         assert answer.label == ("alarm", "music", "weather")[max(range(3), key=logits.__getitem__)]  # type: ignore[union-attr]
     assert len({str(found) for found in contents_of.values()}) == 3
-    for name in ("self", "file:soft.jsonl", "tune:7", "nobody"):
+    for name in ("self", "file:soft.jsonl", "tune:7", "tune:1/joint", "nobody"):
         with pytest.raises(UsageError):
             teacher_work(project, "intent", name, threads=1, show=Heard())
 

@@ -24,6 +24,7 @@ from trunkline.pipeline.foreign import load_logits
 from trunkline.pipeline.project import Project
 from trunkline.pipeline.stages import Stage, graph
 from trunkline.pipeline.task_files import TaskFiles
+from trunkline.pipeline.teach import teacher_work
 from trunkline.project.config import load_files
 from trunkline.project.tasks import Kind, probabilities
 
@@ -89,6 +90,24 @@ def test_stages_of_projects_that_use_none_of_this_keep_their_keys(tmp_path: Path
     }
     assert {id: keys[id] for id in literal} == literal
     assert len(keys) == 32
+
+
+def test_students_of_other_layers_keep_their_keys(tmp_path: Path) -> None:
+    """Literal keys, computed before a teacher's name could say how it reads."""
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "project.toml").write_text("seed = 13\nsearch.seeds = 2\n")
+    (tmp_path / "tasks" / "same.toml").write_text(
+        'kind = "regression"\npair = ["joint", "separate"]\ndata.train = "same.csv"\ndata.test = "test.csv"\n'
+        'tune.layers = [2, 3]\n[distill]\nlayers = [1]\nteachers = ["self", "tune:2", "tune:3@14"]\n'
+    )
+    source = Source("minilm", tmp_path, "e" * 64, "bert", 6, 384, 512)
+    files = TaskFiles({"train": "b" * 64, "test": "d" * 64}, {}, True, [])
+    keys = graph(load_files(tmp_path), source, {"same": files}).keys
+    literal = {
+        "same/distill/joint/L3-l1/teacher/self+tune:2+tune:3@14/s13": "ec69103dd0ca9ab7ef5c9039fb497fce",
+        "same/distill/separate/L2-l1/teacher/self+tune:3@14/s14": "9adf506d9c0d2ede39933cfcf9ff51e8",
+    }
+    assert {id: keys[id] for id in literal} == literal
 
 
 @pytest.mark.parametrize("task", SORTS)
@@ -252,6 +271,44 @@ def test_a_task_s_own_models_of_other_layers_and_seeds_teach(tmp_path: Path, enc
     assert made.run().release is not None
 
 
+def test_a_teacher_may_read_pairs_otherwise_than_its_student(tmp_path: Path, encoder: Path) -> None:
+    keys = {**SORTS["same"], "tune": {"layers": [1, 2]}, "distill": {"teachers": ["self", "tune:1/separate@14"]}}
+    made = Project.load(write_project(tmp_path / "project", {"same": keys}, encoder=encoder, search={"seeds": 2}))
+    students = {stage.id: stage.needs[1:] for stage in made.graph.stages.values() if stage.kind == "distill"}
+    other = "same/tune/separate/L1/s14"
+    assert students["same/distill/joint/L2-l1/teacher/self+tune:1/separate@14/s13"] == (other,)
+    assert students["same/distill/separate/L2-l1/teacher/self+tune:1/separate@14/s13"] == (other,)
+    assert "same/distill/separate/L1-l1/teacher/self/s14" not in students  # it would start from its one teacher
+    student = "same/distill/joint/L2-l1/teacher/self+tune:1/separate@14/s13"
+    shop = made.train([student])
+    assert made.graph.keys[student] in made.store
+    rows = shop.data("same").fit.take(shop.data("same").train)
+    file = made.store.stages / made.graph.keys[other] / "branch.safetensors"
+    inputs = [Input(*pair) for pair in zip(rows.texts, rows.pairs or (), strict=True)]
+    bundle = Bundle.load(merge(made.source, {"same": file}, inputs[:1], tmp_path / "out", name="x"))
+    answers = np.stack(bundle.logits(inputs, ["same"])["same"])
+    assert shop.taught(other) == pytest.approx(answers, abs=1e-5)
+    work = teacher_work(made, "same", "tune:1/separate@14", threads=1, show=Heard())
+    assert work.content == f"stage {made.graph.keys[other]}"
+
+
+@pytest.mark.parametrize(
+    ("task", "pair", "teacher", "said"),
+    [
+        ("same", "joint", "tune:1/separate", "(?s)nothing is tuned in this reading.*allowed: tune:1/joint "),
+        ("intent", None, "tune:1/joint", "nothing is tuned in this reading"),
+        ("same", "joint", "tune:7/joint", "nothing is tuned so"),
+    ],
+)
+def test_a_reading_that_is_not_searched_teaches_nobody(
+    tmp_path: Path, encoder: Path, task: str, pair: str | None, teacher: str, said: str
+) -> None:
+    keys = {**SORTS[task], **({"pair": pair} if pair else {}), "distill": {"teachers": ["self", teacher]}}
+    root = write_project(tmp_path / "project", {task: keys}, encoder=encoder)
+    with pytest.raises(ProjectError, match=said):
+        _ = Project.load(root).graph
+
+
 def test_weights_are_searched_and_count(tmp_path: Path, encoder: Path) -> None:
     tiny_classifier(tmp_path / "models" / "big", LABELS)
     root = project(tmp_path, encoder, teachers=["self", BIG], layers=[0], weights={BIG: [1.0, 4.0]})
@@ -325,6 +382,9 @@ def test_a_seed_that_nothing_is_trained_with_and_twins_are_refused(tmp_path: Pat
         "tune",
         "tune:0",
         "tune:x",
+        "tune:1/single",
+        "tune:1@14/joint",
+        "full/joint",
         "path:",
         "hub:bert",
         "hub:a/b@",

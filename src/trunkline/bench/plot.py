@@ -200,12 +200,20 @@ def courses(
     _write(file, (7.0, 1.5 * len(panels) + 0.7), draw)
 
 
-def trades(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], file: Path, x: str, y: str) -> None:
+def trades(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    file: Path,
+    x: str,
+    y: str,
+    *,
+    joined: bool = True,
+) -> None:
     """What is paid against what is had: a panel for each title, three in a row, and in it points (x, y) for each name,
-    joined by rising x. There are colours for `len(TRADES)` names.
+    `joined` by rising x. There are colours for `len(TRADES)` names.
     """
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
-    looks = {name: replace(style, label=name).kwargs() for name, style in zip(names, TRADES, strict=False)}
+    styles = [style if joined else replace(style, dash="") for style in TRADES]
+    looks = {name: replace(style, label=name).kwargs() for name, style in zip(names, styles, strict=False)}
     across = min(3, len(panels))
     down = math.ceil(len(panels) / across)
 

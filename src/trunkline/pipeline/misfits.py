@@ -5,7 +5,7 @@ Knows project files and the encoder's shape; nothing of stages or data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from trunkline.engine.choose import no_openvino
 from trunkline.errors import Problem
@@ -68,6 +68,17 @@ def misfits(files: ProjectFiles, source: Source) -> Iterator[Problem]:
                 found=str(settings.max_tokens),
                 allowed=f"at most {source.max_positions} ({source.name})",
             )
+
+
+def unread(task: str, settings: TaskSettings, readings: Collection[str]) -> Iterator[Problem]:
+    """Teachers of a task that read in other ways than these, in which it is tuned."""
+    for teacher in settings.distill.teachers:
+        found = own(teacher)
+        if found is not None and found.reading is not None and found.reading not in readings:
+            forms = [f"tune:{found.layers}" + ("" if one == "single" else f"/{one}") for one in readings]
+            allowed = f"{', '.join(forms)} (pair)"
+            what = "nothing is tuned in this reading"
+            yield Problem(f"tasks/{task}.toml", "distill.teachers", what, show(teacher), allowed)
 
 
 def _unknown_seeds(file: str, settings: TaskSettings, project: ProjectSettings) -> Iterator[Problem]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from trunkline.errors import ProjectError
 from trunkline.model.source import Source
-from trunkline.pipeline.misfits import misfits
+from trunkline.pipeline.misfits import misfits, unread
 from trunkline.pipeline.store import key_of
 from trunkline.pipeline.task_files import TaskFiles
 from trunkline.pipeline.ways import (
@@ -154,6 +154,8 @@ def graph(files: ProjectFiles, source: Source, tasks: Mapping[str, TaskFiles]) -
     Raises ProjectError where the grid of any task does not fit the encoder.
     """
     problems = list(misfits(files, source))
+    for name, data in tasks.items():
+        problems += unread(name, files.tasks[name], readings(files.tasks[name], data.pairs))
     if problems:
         raise ProjectError(problems)
     stages: dict[str, Stage] = {}

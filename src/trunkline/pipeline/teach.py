@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trunkline.errors import ProjectError, UsageError, unknown
@@ -63,9 +64,12 @@ def _teacher(project: Project, task: str, name: str, show: Show) -> ForeignTeach
 
 
 def _own(project: Project, task: str, name: str, asked: Own, show: Show) -> ForeignTeacher:
-    """A model that the task trains, of the first way to train it where several are searched."""
+    """A model that the task trains, of the first way to train it, or to read, where several are searched."""
     seed = project.files.settings.seed if asked.seed is None else asked.seed
     kind = StageKind.FULL if asked.full else StageKind.TUNE
+    named = {mine.trunk for teacher in project.task(task).distill.teachers if (mine := own(teacher)) and mine.trunk}
+    if asked.trunk is not None and asked.trunk not in named | {Path(trunk).name for trunk in named}:
+        raise UsageError(f"'{name}' stands for a model only where distill.teachers of {task} names it")
     graph, stem = project.graph_for([task]), full_stem(task, asked.trunk)
     of_kind = [stage for stage in graph.stages.values() if (stage.task, stage.kind) == (task, kind)]
     fits = [
@@ -73,6 +77,7 @@ def _own(project: Project, task: str, name: str, asked: Own, show: Show) -> Fore
         for stage in of_kind
         if stage.fields["seed"] == seed
         and (stage.id.startswith(f"{stem}/") if asked.full else stage.fields["layers"] == asked.layers)
+        and asked.reading in (None, stage.fields["reading"])
     ]
     if not fits:
         trained = ", ".join(stage.id for stage in of_kind)

@@ -72,7 +72,8 @@ def _own_stage(name: str, tune: str, full: Mapping[str | None, str]) -> str:
         raise AssertionError(f"not a teacher of the task's own: {name}")
     stem, seed = (full[asked.trunk] if asked.full else tune).rsplit("/", 1)
     if asked.layers is not None:
-        stem = f"{stem.rsplit('/', 1)[0]}/L{asked.layers}"
+        kind, reading, _ = stem.rsplit("/", 2)
+        stem = f"{kind}/{asked.reading or reading}/L{asked.layers}"
     return f"{stem}/{seed if asked.seed is None else f's{asked.seed}'}"
 
 

@@ -156,8 +156,9 @@ class DistillSettings(TrainSettings):
     teachers: Annotated[list[Teacher], Searched, Distinct, Field(min_length=1)] = Field(
         default=["self"],
         description="Whose logits the student learns: `self` the tuned layers that it starts from, `tune:L` others, "
-        "`full` the full model, `full:TRUNK` that of another trunk (each also with `@SEED`), `path:FOLDER` or "
-        "`hub:OWNER/NAME` a fine-tuned classifier, `project:FOLDER#TASK` a task of another project's release, "
+        "`tune:L/READING` those that read pairs so, `full` the full model, `full:TRUNK` that of another trunk (each "
+        "also with `@SEED`), `path:FOLDER` or `hub:OWNER/NAME` a fine-tuned classifier, `project:FOLDER#TASK` a task "
+        "of another project's release, "
         "`file:PATH` [soft labels](teachers.md) from anywhere.",
     )
     compare: bool = Field(

@@ -16,12 +16,13 @@ FILE = "file:"
 PATH = "path:"
 """What stands before the folder of a fine-tuned classifier."""
 TEACHER_FORM = (
-    '"self", "full", "full:TRUNK" or "tune:L", each also with "@SEED"; "file:", "path:" and a path from the project\'s '
-    'folder; "hub:owner/name[@revision]"; "project:FOLDER#TASK"'
+    '"self", "full", "full:TRUNK", "tune:L" or "tune:L/READING" (joint, separate), each also with "@SEED"; "file:", '
+    '"path:" and a path from the project\'s folder; "hub:owner/name[@revision]"; "project:FOLDER#TASK"'
 )
 
 _OWN = re.compile(
-    r"(?P<who>self|full(?::(?P<trunk>[^@\0]*[^@\0\s]))?|tune:(?P<layers>[1-9]\d{0,3}))(?:@(?P<seed>\d{1,10}))?"
+    r"(?P<who>self|full(?::(?P<trunk>[^@\0]*[^@\0\s]))?"
+    r"|tune:(?P<layers>[1-9]\d{0,3})(?:/(?P<reading>joint|separate))?)(?:@(?P<seed>\d{1,10}))?"
 )
 _HUB = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^#@\s]+))?")
 _PROJECT = re.compile(r"project:(?P<folder>[^#\0]*[^#\0\s])#(?P<task>[a-z0-9][a-z0-9_-]*)")
@@ -54,13 +55,14 @@ class Own:
     """A model that the task trains itself: the full one, or tuned layers (None: those that the student starts from).
 
     Of seed `seed`, None: of the student's. The full one may be that of another `trunk` than the project's, which is
-    called as `trunkline trunk use` takes it.
+    called as `trunkline trunk use` takes it. Tuned layers may have a `reading` of pairs, None: the student's.
     """
 
     full: bool
     layers: int | None
     seed: int | None
     trunk: str | None
+    reading: str | None
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def own(name: str) -> Own | None:
     if found is None:
         return None
     layers, seed = (None if found[part] is None else int(found[part]) for part in ("layers", "seed"))
-    return Own(found["who"].startswith("full"), layers, seed, found["trunk"])
+    return Own(found["who"].startswith("full"), layers, seed, found["trunk"], found["reading"])
 
 
 def soft_file(name: str) -> str | None:
