@@ -186,7 +186,7 @@ def test_a_server_that_stays_away_is_asked_until_the_time_is_over(use: Use) -> N
     assert (error.status, error.code, error.request_id, error.retry_after) == (503, "unavailable", "r-1", 0.1)
 
 
-@pytest.mark.parametrize("retry_after", ["60", formatdate(time.time() + 86_400, usegmt=True)])
+@pytest.mark.parametrize("retry_after", ["60", formatdate(time.time() + 86_400, usegmt=True)], ids=["seconds", "date"])
 def test_a_wait_that_is_longer_than_the_time_left_is_not_begun(use: Use, retry_after: str) -> None:
     start = time.monotonic()
     with serving(refuse(503, "unavailable", Retry_After=retry_after)) as server, pytest.raises(ServerError):
