@@ -21,8 +21,9 @@ from trunkline.model.branch import read_spec
 from trunkline.model.source import Source
 from trunkline.pipeline.execute import LOGITS, VALID_LOGITS
 from trunkline.pipeline.foreign import load_logits
+from trunkline.pipeline.grid import graph
 from trunkline.pipeline.project import Project
-from trunkline.pipeline.stages import Stage, graph
+from trunkline.pipeline.stages import Stage
 from trunkline.pipeline.task_files import TaskFiles
 from trunkline.pipeline.teach import teacher_work
 from trunkline.project.config import load_files

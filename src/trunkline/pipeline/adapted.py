@@ -83,8 +83,8 @@ def teaching_trunks(
     """
     found: dict[str, Source] = {}
     problems = []
-    asked = {name: teacher.trunk for name in settings.distill.teachers if (teacher := own(name)) and teacher.trunk}
-    for name, trunk in asked.items():
+    asked = {teacher.trunk: name for name in settings.distill.teachers if (teacher := own(name)) and teacher.trunk}
+    for trunk, name in asked.items():  # each once, whatever the seeds of its models
         allowed = "a trunk of `trunkline trunk list`, or an encoder that project.toml could name"
         try:
             source = resolve(*encoder_named(root, trunk), root, cache)

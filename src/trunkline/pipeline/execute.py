@@ -155,11 +155,11 @@ class Workshop:
         from trunkline.training.material import TaskMaterial
         from trunkline.training.states import StateCache
 
-        settings, data = self.files.settings, self.data(task)
+        settings = self.files.settings
         return TaskMaterial(
             name=task,
             settings=self.files.tasks[task],
-            data=data,
+            data=self.data(task),
             trunk=self.trunk,
             cache=StateCache(self.store.states, int(settings.store.max_states_gb * 1e9)),
             precision=precision_of(settings.precision, self.device),
@@ -304,11 +304,11 @@ class Workshop:
         """The material of a stage of exits, which alone read texts without labels."""
         material = self.material(stage.task)
         settings, root = material.settings, self.files.root
+        if unlabelled_contents(root, settings, self.store.hashes) != stage.fields.get("unlabelled", []):
+            raise TrunklineError(f"{stage.id}: data.unlabelled changed since the run was planned; run again")
         rows = read_unlabelled(root, stage.task, settings, material.data)
         if rows is None:
             return material
-        if unlabelled_contents(root, settings, self.store.hashes) != stage.fields["unlabelled"]:
-            raise TrunklineError(f"{stage.id}: data.unlabelled changed since the run was planned; run again")
         self.say(f"{stage.task}: exits learn from {len(rows):,} rows without labels, too")
         return replace(material, unlabelled=rows)
 
@@ -360,8 +360,10 @@ class Workshop:
 
         Raises ProjectError for a file that does not fit.
         """
-        said = soft_labels(self.files, stage.task, self.data(stage.task))
-        files = dict(zip(self.files.tasks[stage.task].soft_files, said, strict=True))
+        files: dict[str, Logits] = {}
+        if any(one.file is not None for one in stage.teachers):
+            said = soft_labels(self.files, stage.task, self.data(stage.task))
+            files = dict(zip(self.files.tasks[stage.task].soft_files, said, strict=True))
         return [self._says(one.stage) if one.stage is not None else files[str(one.file)] for one in stage.teachers]
 
     def _says(self, id: str) -> Logits:

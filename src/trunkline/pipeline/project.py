@@ -21,10 +21,11 @@ from trunkline.pipeline.ensemble import ensemble
 from trunkline.pipeline.execute import Workshop
 from trunkline.pipeline.foreign import check_teachers
 from trunkline.pipeline.gc import Freed, collect
+from trunkline.pipeline.grid import graph
 from trunkline.pipeline.plan import Step
 from trunkline.pipeline.progress import Show, Silent, summary
 from trunkline.pipeline.select import Candidate, Choice
-from trunkline.pipeline.stages import Graph, StageKind, graph
+from trunkline.pipeline.stages import Graph, StageKind
 from trunkline.pipeline.store import Store
 from trunkline.pipeline.task_files import TaskFiles
 from trunkline.pipeline.trunks import Trunks

@@ -24,8 +24,9 @@ from trunkline.model.source import MINILM, TRUNKS, hash_files, resolve
 from trunkline.pipeline.adapted import ABOUT, AdaptedTrunk, adapted_trunk, adapted_trunks, encoder_named
 from trunkline.pipeline.adapting import adapt
 from trunkline.pipeline.execute import ENCODER
+from trunkline.pipeline.grid import readings
 from trunkline.pipeline.progress import Show, Silent
-from trunkline.pipeline.stages import Graph, StageKind, readings
+from trunkline.pipeline.stages import Graph, StageKind
 from trunkline.pipeline.store import key_of
 from trunkline.project.config import TASK_NAME, load_files
 from trunkline.project.files import PROJECT_FILE

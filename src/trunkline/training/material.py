@@ -80,10 +80,7 @@ class Examples:
         """Where a prediction counts: (B,) ones, or for tagging (B, width) with True where a word starts."""
         if self.kind is not Kind.TAGGING:
             return torch.ones(len(rows))
-        batch = torch.zeros((len(rows), width), dtype=torch.bool)
-        for i, row in enumerate(rows):
-            batch[i, [first for first in self.firsts[row] if first is not None]] = True
-        return batch
+        return word_starts([self.firsts[row] for row in rows], width)
 
     def token_batches(self, rows: BatchRows, encoder: Encoder) -> list[TokenBatch]:
         """One padded batch per slot."""
@@ -223,6 +220,14 @@ class TaskMaterial:
                 ]
             )
         return found
+
+
+def word_starts(firsts: Sequence[Sequence[int | None]], width: int) -> Tensor:
+    """(B, width), True where a word starts: `firsts` are the places of each row's words, None of those cut away."""
+    batch = torch.zeros((len(firsts), width), dtype=torch.bool)
+    for row, places in enumerate(firsts):
+        batch[row, [place for place in places if place is not None]] = True
+    return batch
 
 
 def token_rows(

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from trunkline.model.branch import Branch, first_subwords
-from trunkline.project.tasks import Kind, Offsets
+from trunkline.project.tasks import Offsets
 from trunkline.project.teachers import Mode
 from trunkline.training.candidates import OverStates, Report, Trained, held_out, new_student, scored
 from trunkline.training.loop import BatchRows, Schedule, epoch_batches, fit
-from trunkline.training.material import FIT, Logits, TaskMaterial, token_rows
+from trunkline.training.material import FIT, Logits, TaskMaterial, token_rows, word_starts
 from trunkline.training.states import LiveStates, SlotTexts
 from trunkline.training.teaching import Teaching, aims_of, merge_heads, separate_heads, teacher_terms
 
@@ -164,10 +164,8 @@ def _loss(material: TaskMaterial, student: Branch, lesson: Lesson, teaching: Tea
         masks.append(mask.to(device))
     logits: Tensor = student(encoder, states, masks)
     aims = aims_of(spec.kind, lesson.said, teaching)
-    keep = torch.ones(len(lesson), device=device)
-    if spec.kind is Kind.TAGGING:
-        keep = torch.zeros(logits.shape[:2], device=device)
-        for row, places in enumerate(firsts):
-            keep[row, [first for first in places if first is not None]] = 1
+    keep = word_starts(firsts, logits.shape[1]) if firsts else torch.ones(len(lesson))
     parts = logits.chunk(len(aims), dim=-1)
-    return torch.stack(list(teacher_terms(spec.kind, parts, aims, firsts, keep, teaching, std=spec.std))).sum()
+    return torch.stack(
+        list(teacher_terms(spec.kind, parts, aims, firsts, keep.to(device), teaching, std=spec.std))
+    ).sum()
