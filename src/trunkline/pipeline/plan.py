@@ -17,6 +17,8 @@ from trunkline.pipeline.store import Store
 
 FILE = "plan.json"
 _AT_COMMIT = re.compile(r"(hub:.+)@(.+)(#.+)")
+_CONTENTS = {"encoder": "another encoder", "shards": "other pretrain.shards", "unlabelled": "other data.unlabelled"}
+"""Fields that identify content, which says nothing to a reader, with what is said where they differ."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,8 @@ def _changes(old: Any, new: Any, path: str = "") -> Iterator[str]:
     elif old != new:
         if path.startswith("files."):
             yield f"{path.removeprefix('files.')} data changed"
-        elif path == "encoder":
-            yield "another encoder"
+        elif path in _CONTENTS:
+            yield _CONTENTS[path]
         elif path.startswith("sources.") and (commits := _commits(old, new)):
             yield f"{path.removeprefix('sources.')} data changed on the hub, {commits}"
         else:
