@@ -1,13 +1,18 @@
-"""`trunkline teach` at scale, killed on the way: rows per second, peak memory, nothing scored twice and nothing lost.
+"""A million unlabelled pairs scored by a teacher and learned from, killed on the way: rows per second, peak memory,
+nothing made twice and nothing lost.
 
     python benchmarks/shards.py DATA_FOLDER --work build/shards --pairs 1000000 --kills 5
 
 Pairs are made by recombining queries and passages of the train splits of question answering sets, so that no text that
-is reported on is among them. `teach` runs in a process of its own, with those that it starts; their resident memory is
-added up several times a second. It is killed when a random number of further shards is there, and begun again; shards
-that were there must still be the same files at the end. What a kill interrupts is scored anew: at most the shard that
-each process had in hand. Training the teacher is not part of what is measured. Exit code 1 if anything was lost or made
-again, 2 where the work folder holds shards already.
+is reported on is among them. `trunkline teach` has them scored by the full model of one of these sets, and a stage of
+its project has a student of two layers learn from the shards. Each runs in a process of its own; the resident memory of
+all that it starts is added up several times a second. It is killed a random time after it got to some random place, and
+begun again. What was there must stay: shards the same files, evaluations of the student the same numbers. What a kill
+interrupts is done anew: the shard that each process had in hand, or what was learned since the last checkpoint.
+Training the teacher is not part of what is measured. Exit code 1 if anything was lost or made again, 2 where the work
+folder holds shards already.
+
+Result: benchmarks/results/shards.json.
 """
 
 from __future__ import annotations
@@ -19,22 +24,33 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from data_projects import write_project
 
 from trunkline.atomic import write_json
 from trunkline.machine import machine
+from trunkline.pipeline.execute import CHECKPOINT
 from trunkline.pipeline.progress import Silent
 from trunkline.pipeline.project import Project
+from trunkline.pipeline.stages import Stage, StageKind
 from trunkline.pipeline.teach import teacher_work
+from trunkline.training.pretrain import EVALUATIONS
 
 SETS = ("wikiqa", "trecqa", "boolq")
 TASK = "wikiqa"
+TEACHER = "full"
+DEPTH, LAYERS = 6, 2
+"""Layers of the trunk, which all are tuned, and of the student that starts from them."""
+LEARN = "import sys; from trunkline.pipeline.project import Project; Project.load(sys.argv[1]).train([sys.argv[2]])"
 PAUSE = 0.25
-"""Seconds between two looks at memory and shards."""
+"""Seconds between two looks at memory and at what there is."""
+MOST_DELAY = 20.0
+"""Seconds, at most, between a place and the kill."""
 WRITTEN_AT_ONCE = 100_000
 
 
@@ -77,42 +93,102 @@ def shards(out: Path) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in out.glob("shard-*.parquet")}
 
 
-def run_once(command: list[str], out: Path, kill_at: int | None) -> tuple[bool, float, int]:
-    """Run until the end, or until there are `kill_at` shards: whether it was killed, seconds, peak bytes."""
-    started, peak = time.monotonic(), 0
+class Scoring:
+    """`trunkline teach`: how far it is, by its shards, and how many of those were made again."""
+
+    def __init__(self, out: Path) -> None:
+        self._out, self._seen, self.made_again = out, shards(out), 0
+
+    def reached(self) -> int:
+        """How many shards there are."""
+        return len(shards(self._out))
+
+    def ended(self) -> None:
+        """After a run, killed or not."""
+        now = shards(self._out)
+        self.made_again += sum(now.get(name) != inode for name, inode in self._seen.items())
+        self._seen = now
+
+
+class Learning:
+    """The first stage of a student: how far it is, by the evaluations of its checkpoint, and how many of those were
+    made again.
+    """
+
+    def __init__(self, project: Project, stage: Stage) -> None:
+        self._store, self._key = project.store, project.graph.keys[stage.id]
+        self._seen: list[Any] = []
+        self._read: tuple[int, list[Any]] = 0, []
+        self.made_again = 0
+
+    def _kept(self) -> list[Any]:
+        if self._key in self._store:
+            history: list[Any] = self._store.get(self._key).result["history"]
+            return history
+        try:
+            checkpoint = self._store.work / self._key / CHECKPOINT
+            written = checkpoint.stat().st_mtime_ns
+            if written != self._read[0]:
+                self._read = written, torch.load(checkpoint, map_location="cpu", weights_only=True)["history"]
+        except FileNotFoundError:
+            return []  # none yet, or the stage ended meanwhile
+        return self._read[1]
+
+    def reached(self) -> int:
+        """How many evaluations are kept."""
+        return len(self._kept())
+
+    def ended(self) -> None:
+        """After a run, killed or not."""
+        now = self._kept()
+        self.made_again += sum(old != new for old, new in zip_longest(self._seen, now[: len(self._seen)]))
+        self._seen = now
+
+
+def run_once(command: list[str], watched: Scoring | Learning, kill_at: tuple[int, float] | None) -> dict[str, Any]:
+    """Run until the end, or for so many seconds after it has reached something: what that came to."""
+    started, peak, before = time.monotonic(), 0, watched.reached()
+    due: float | None = None
     process = subprocess.Popen(command)
     while process.poll() is None:
         peak = max(peak, resident(process.pid))
-        if kill_at is not None and len(shards(out)) >= kill_at:
+        if kill_at is not None and due is None and watched.reached() >= kill_at[0]:
+            due = time.monotonic() + kill_at[1]
+        if due is not None and time.monotonic() >= due:
             process.kill()
         time.sleep(PAUSE)
     if process.returncode not in (0, -signal.SIGKILL):
-        sys.exit(f"teach ended with exit code {process.returncode}")
-    return process.returncode != 0, time.monotonic() - started, peak
+        sys.exit(f"{' '.join(command)} ended with exit code {process.returncode}")
+    watched.ended()
+    return {
+        "killed": process.returncode != 0,
+        "seconds": time.monotonic() - started,
+        "peak_bytes": peak,
+        "reached": [before, watched.reached()],
+    }
 
 
-def measure(command: list[str], out: Path, total: int, kills: int, seed: int) -> dict[str, Any]:
+def measure(command: list[str], watched: Scoring | Learning, total: int, kills: int, seed: int) -> dict[str, Any]:
     """Run the command to its end with so many kills; what that came to."""
-    marks = sorted(np.random.default_rng(seed).choice(np.arange(1, total), size=min(kills, total - 1), replace=False))
-    seen: dict[str, int] = {}
-    runs: list[dict[str, Any]] = []
-    again = 0
-    while True:
-        kill_at = next((int(mark) for mark in marks if mark > len(seen)), None)
-        killed, seconds, peak = run_once(command, out, kill_at)
-        now = shards(out)
-        again += sum(now.get(name) != inode for name, inode in seen.items())
-        runs.append({"killed": killed, "seconds": seconds, "peak_bytes": peak, "shards": len(now) - len(seen)})
-        seen = now
-        if not killed:
-            break
+    rng = np.random.default_rng(seed)
+    marks = sorted(rng.choice(np.arange(1, total), size=min(kills, total - 1), replace=False).tolist())
+    plan = [(mark, float(rng.uniform(0, MOST_DELAY))) for mark in marks]
+    runs = [run_once(command, watched, kill_at) for kill_at in plan]
+    runs.append(run_once(command, watched, None))
     return {
         "kills": sum(run["killed"] for run in runs),
-        "shards_made_again": again,
+        "made_again": watched.made_again,
         "seconds": sum(run["seconds"] for run in runs),
         "peak_gib": max(run["peak_bytes"] for run in runs) / 2**30,
         "runs": runs,
     }
+
+
+def write_student(project: Path, taught: Path) -> None:
+    """Have the task's student learn from these shards before it learns the task."""
+    path = project / "tasks" / f"{TASK}.toml"
+    text = path.read_text(encoding="utf-8").replace("[distill]\n", '[distill]\ninit = "pretrained"\n')
+    path.write_text(f"{text}\n[pretrain]\nshards = [{json.dumps(str(taught))}]\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -120,7 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, default=Path("build/shards"))
-    parser.add_argument("--teacher", default="full", help="as `trunkline teach` takes it")
+    parser.add_argument("--rows", type=int, default=10_000, help="train rows of the task, at most; 0: all")
     parser.add_argument("--pairs", type=int, default=1_000_000)
     parser.add_argument("--shard-rows", type=int, default=10_000)
     parser.add_argument("--processes", type=int, default=2)
@@ -128,37 +204,60 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=13)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/shards.json"))
     asked = parser.parse_args()
-    project, out = asked.work / "project", asked.work / "out"
+    folder, out = asked.work / "project", asked.work / "out"
     asked.work.mkdir(parents=True, exist_ok=True)
-    if not project.exists():
-        write_project(asked.data, project, [TASK])
     source = asked.work / f"pairs-{asked.pairs}.jsonl"
     write_pairs(asked.data, source, asked.pairs, asked.seed)
     if shards(out):
         print(f"{out} holds shards: remove it to begin anew", file=sys.stderr)
         sys.exit(2)
-    teacher_work(Project.load(project), TASK, asked.teacher, threads=1, show=Silent())  # trains it, where it is its own
-    command = [sys.executable, "-m", "trunkline", "-C", str(project), "teach", TASK, str(source)]
-    command += ["--teacher", asked.teacher, "--out", str(out), "--shard-rows", str(asked.shard_rows)]
-    command += ["--processes", str(asked.processes)]
-    found = measure(command, out, -(-asked.pairs // asked.shard_rows), asked.kills, asked.seed)
-    done = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True)
+    shape = ("--tune", str(DEPTH), "--distill", str(LAYERS), "--pair", "joint")
+    write_project(asked.data, folder, [TASK], "--rows", str(asked.rows), *shape)
+    teacher_work(Project.load(folder), TASK, TEACHER, threads=1, show=Silent())  # trains it, where it is not yet
+
+    teach = [sys.executable, "-m", "trunkline", "-C", str(folder), "teach", TASK, str(source), "--teacher", TEACHER]
+    teach += ["--out", str(out), "--shard-rows", str(asked.shard_rows)]
+    teach += ["--processes", str(asked.processes)]
+    scored = measure(teach, Scoring(out), -(-asked.pairs // asked.shard_rows), asked.kills, asked.seed)
+    done = subprocess.run([*teach, "--json"], check=True, capture_output=True, text=True)
     summary = json.loads(done.stdout)  # nothing is left to do: every shard is verified and counted
+
+    write_student(folder, out.resolve())
+    project = Project.load(folder)
+    [stage] = project.graph.of(TASK, StageKind.PRETRAIN)
+    project.train(list(stage.needs), show=Silent())  # the tuned layers that the student starts from
+    learn = [sys.executable, "-c", LEARN, str(folder), stage.id]
+    learned = measure(learn, Learning(project, stage), EVALUATIONS, asked.kills, asked.seed)
+    result = project.store.get(project.graph.keys[stage.id]).result
+
     lost = asked.pairs - summary["rows"]
-    result = {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": machine(),
-        "teacher": asked.teacher,
-        "pairs": asked.pairs,
-        "shard_rows": asked.shard_rows,
-        "processes": asked.processes,
-        "rows_lost": lost,
-        "rows_without_an_answer": summary["faults"],
-        "rows_per_second": asked.pairs / found["seconds"],
-        **found,
-    }
-    write_json(asked.out, result)
-    sys.exit(1 if lost or found["shards_made_again"] or summary["made"] else 0)
+    write_json(
+        asked.out,
+        {
+            "command": " ".join(["python", *sys.argv]),
+            "machine": machine(),
+            "task": TASK,
+            "train_rows": asked.rows,
+            "pairs": asked.pairs,
+            "shard_rows": asked.shard_rows,
+            "processes": asked.processes,
+            "teach": {
+                "teacher": TEACHER,
+                "rows_lost": lost,
+                "rows_without_an_answer": summary["faults"],
+                "rows_per_second": asked.pairs / scored["seconds"],
+                **scored,
+            },
+            "learn": {
+                "layers": LAYERS,
+                "rows": result["rows"],
+                "rows_per_second": result["rows"]["train"] / learned["seconds"],
+                "history": result["history"],
+                **learned,
+            },
+        },
+    )
+    sys.exit(1 if lost or scored["made_again"] or learned["made_again"] or summary["made"] else 0)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from trunkline.training.material import Logits, TaskMaterial
 
 BRANCH = "branch.safetensors"
+CHECKPOINT = "checkpoint.pt"
 ENCODER = "encoder"
 DATA = "data"
 LOGITS = "logits.safetensors"
@@ -80,7 +81,7 @@ class Workshop:
             if stage.kind is StageKind.TEACH:
                 kept = self._teach(stage, artifacts, report)
                 return {**kept, "seconds": round(time.monotonic() - started, 1)}
-            checkpoint = work / "checkpoint.pt"
+            checkpoint = work / CHECKPOINT
             try:
                 if stage.kind is StageKind.SCOPE:
                     kept = self._scope(stage, artifacts)
