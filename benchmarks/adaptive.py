@@ -157,7 +157,7 @@ def random_encoder(vocabulary: Path, folder: Path) -> None:
     if folder.exists():
         return
     torch.manual_seed(SEEDS[0])
-    tokenizer = BertTokenizerFast(vocab_file=str(vocabulary))
+    tokenizer = BertTokenizerFast(vocab=str(vocabulary))
     size = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
     model = BertModel(BertConfig(vocab_size=len(tokenizer), num_hidden_layers=6, **size))
     model.save_pretrained(folder)
