@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trunkline.engine.rewrite import absorbed, cls_only, forms
 from trunkline.model.branch import Branch
+from trunkline.model.exits import Form, fast_exit, new_exit
 from trunkline.model.families import FAMILIES
 from trunkline.model.few import AbsorbedKeys, AbsorbedValues, FewQueries, PlainKeys, PlainValues
 from trunkline.model.source import LATENTS
@@ -332,3 +333,22 @@ def test_a_form_converted_to_openvino_computes_the_same(
         inputs = batch(branch, rows=rows + 1, tokens=tokens, seed=tokens)
         found = torch.from_numpy(compiled([tensor.numpy() for tensor in inputs])[0])
         check(found, expected(branch, trunk, inputs), (rows, tokens))
+
+
+@given(seed=st.integers(0, 1000), rows=st.integers(1, 3), tokens=st.integers(1, 9))
+@settings(max_examples=25, deadline=None)
+def test_the_fast_form_of_an_exit_says_the_same(seed: int, rows: int, tokens: int) -> None:
+    torch.manual_seed(seed)
+    made = new_exit(Form.ATTENTION, WIDTH, 3, tokens=False).eval()
+    for weight in made.parameters():
+        weight.data.normal_(std=0.5)
+    states, mask = torch.randn(rows, tokens, WIDTH), torch.rand(rows, tokens) < 0.7
+    mask[:, 0] = True
+    with torch.no_grad():
+        torch.testing.assert_close(fast_exit(made)(states, mask), made(states, mask), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("form", "tokens"), [(Form.LINEAR, False), (Form.LINEAR, True), (Form.ATTENTION, True)])
+def test_an_exit_that_has_no_fast_form_is_used_as_it_is(form: Form, tokens: bool) -> None:
+    made = new_exit(form, WIDTH, 3, tokens=tokens)
+    assert fast_exit(made) is made

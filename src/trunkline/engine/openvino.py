@@ -55,7 +55,8 @@ class Piece:
 class Part:
     """A compiled branch, which backends may share: each makes requests of its own.
 
-    `pieces` are by `Call.part`; `own` are its own layers but the last, where there are exits between them.
+    `pieces` are by `Call.part`; `own` are its own layers but the last, where there are exits between them, each with
+    the exit after it.
     """
 
     spec: BranchSpec
@@ -94,15 +95,24 @@ class OpenVinoBackend:
 
     def embed(self, ids: NDArray[np.int64], types: NDArray[np.int64], mask: Mask) -> States:
         """The states before the first layer, of (R, T) token ids and types."""
-        return _infer(self._layers[0], [ov.Tensor(ids), ov.Tensor(types), ov.Tensor(mask)])
+        return self._states(self._layers[0], [ov.Tensor(ids), ov.Tensor(types), ov.Tensor(mask)], mask)
 
     def layer(self, index: int, states: States, mask: Mask) -> States:
         """The states after trunk layer `index`."""
-        return _infer(self._layers[index + 1], [states, ov.Tensor(mask)])
+        return self._states(self._layers[index + 1], [states, ov.Tensor(mask)], mask)
 
-    def own_layer(self, task: str, index: int, states: States, mask: Mask) -> States:
-        """The states after own layer `index` of a branch."""
-        return _infer(self._own[task][index], [states, ov.Tensor(mask)])
+    def own_layer(self, task: str, index: int, states: States, mask: Mask) -> tuple[States, Logits | None]:
+        """The states after own layer `index` of a branch, and the logits of the exit there, if there is one."""
+        request = self._own[task][index]
+        after = self._states(request, [states, ov.Tensor(mask)], mask)
+        return after, request.get_output_tensor(1).data.copy() if len(request.model_outputs) > 1 else None
+
+    def _states(self, request: Any, inputs: Sequence[Any], mask: Mask) -> States:
+        """What a request makes of its inputs, in memory of its own: the next batch goes through the same request."""
+        made = ov.Tensor(TYPES[self.dtype], ov.Shape((*mask.shape, self.encoder.width)))
+        request.set_output_tensor(0, made)
+        _infer(request, inputs)
+        return made
 
     def branches(self, calls: Sequence[Call]) -> list[Logits]:
         """Logits (R, C) or (R, T, C) of each call, float32."""
@@ -190,22 +200,23 @@ class Builder:
         spec = branch.spec
         form, whole = self._whole(branch, lambda form: branch_linears(branch, form), ranges)
         pieces: dict[Name, Piece] = {None: whole}
-        for one in spec.exits:
-            module = rewrite.exit_alone(branch, one.depth)
-            model = self._piece(("exit", one.form, *_graph(spec)), module, slots=1)
-            pieces[one.depth] = Piece(self._compile(model, 1), small=True)
+        exits = {
+            one.depth: (("exit", one.form, *_graph(spec)), rewrite.exit_alone(branch, one.depth)) for one in spec.exits
+        }
+        for depth, (structure, module) in exits.items():
+            if depth <= spec.fork:
+                pieces[depth] = Piece(self._compile(self._piece(structure, module, slots=1), 1), small=True)
         if spec.scope is not None:
             for place in spec.scope.depths:
-                structure = ("scope", place.directions, spec.scope.classes, len(spec.reading.slots))
-                module = rewrite.scope_alone(branch, place.depth)
-                model = self._piece(structure, module, slots=len(spec.reading.slots))
+                like = ("scope", place.directions, spec.scope.classes, len(spec.reading.slots))
+                model = self._piece(like, rewrite.scope_alone(branch, place.depth), slots=len(spec.reading.slots))
                 pieces[ScopeAt(place.depth)] = Piece(self._compile(model, 1, dtype="float32"), small=True)
         own: tuple[Compiled, ...] = ()
         if spec.own_exits:
             linears = [own_linears(branch, place) for place in range(spec.layers)]
             own = tuple(
-                self._layer(layer, spec.fork + place, linears[place], ranges)
-                for place, layer in enumerate(branch.layers[:-1])
+                self._layer(layer, index, linears[index - spec.fork], ranges, exits.get(index + 1))
+                for index, layer in enumerate(branch.layers[:-1], spec.fork)
             )
             ending = self._whole(branch.end(), lambda form: linears[-1] if form == "plain" else {}, ranges)
             pieces[spec.depth] = ending[1]
@@ -247,12 +258,22 @@ class Builder:
         layer = self.encoder.layers[index]
         return self._layer(layer, index, trunk_linears(layer, index), self.ranges)
 
-    def _layer(self, layer: nn.Module, index: int, linears: dict[str, nn.Linear], ranges: Ranges) -> Compiled:
-        """A layer in the place of the encoder's at `index`: its own, or a branch's."""
+    def _layer(
+        self,
+        layer: nn.Module,
+        index: int,
+        linears: dict[str, nn.Linear],
+        ranges: Ranges,
+        leaving: tuple[object, nn.Module] | None = None,
+    ) -> Compiled:
+        """A layer in the place of the encoder's at `index`: its own, or a branch's with the exit after it, if there is
+        one, as its structure and its module. In one graph all cores share an exit, and its states are at hand.
+        """
         # Layers of one family differ in little besides weights: the first in a convolution, some in their window.
-        structure = ("layer", index == 0, getattr(layer, "attention_type", None))
+        like, leave = leaving or (None, None)
+        structure = ("layer", index == 0, getattr(layer, "attention_type", None), like)
         example = (torch.randn(2, 6, self.encoder.width), _ones(2, 6))
-        model = self._converter.convert(structure, _Layer(self.encoder, layer, index), example, states_out=True)
+        model = self._converter.convert(structure, _Layer(self.encoder, layer, index, leave), example, states_out=True)
         round_linears(model, linears, ranges)
         return self._compile(model, self.threads)
 
@@ -279,15 +300,17 @@ class _Embed(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, encoder: Encoder, layer: nn.Module, index: int) -> None:
+    def __init__(self, encoder: Encoder, layer: nn.Module, index: int, leave: nn.Module | None) -> None:
         super().__init__()
         self._encoder = [encoder]
         self.index = index
         self.layer = layer
+        self.leave = leave
 
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         encoder = self._encoder[0]
-        return encoder.run(self.layer, self.index, states, encoder.context(mask, states.dtype))
+        after = encoder.run(self.layer, self.index, states, encoder.context(mask, states.dtype))
+        return after if self.leave is None else (after, self.leave(after, mask))
 
 
 _NOT_IN_GRAPH = {

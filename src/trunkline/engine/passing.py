@@ -36,11 +36,14 @@ _WORTHWHILE = 0.95
 
 @dataclass
 class _Batch:
-    """Rows of a pass that go together: their numbers, and their states with filler rows at the end."""
+    """Rows of a pass that go together: their numbers, and their states with filler rows at the end; `said` are the
+    logits of an exit that was computed with the layer before.
+    """
 
     rows: Numbers
     states: States
     mask: Mask
+    said: Logits | None = None
 
 
 class _Carried:
@@ -94,14 +97,12 @@ class _Carried:
             batches.append(self._gathered(order, taken, one.rows, one.tokens))
         return _Carried(self._backend, self._lengths, self._cutter, batches)
 
-    def through(self, layer: Callable[[States, Mask], States]) -> _Carried:
-        """The same rows after a layer."""
+    def through(self, layer: Callable[[States, Mask], tuple[States, Logits | None]]) -> _Carried:
+        """The same rows after a layer, which gives states and, where an exit goes with it, what that says."""
         after = []
         for batch in self.batches:
-            states = layer(batch.states, batch.mask)
-            if len(self.batches) > 1:  # what a layer gives is there until it runs again
-                states = self._backend.gather([(states, np.arange(len(batch.mask)))], *batch.mask.shape)
-            after.append(_Batch(batch.rows, states, batch.mask))
+            states, said = layer(batch.states, batch.mask)
+            after.append(_Batch(batch.rows, states, batch.mask, said))
         return _Carried(self._backend, self._lengths, self._cutter, after)
 
     def _gathered(self, numbers: Numbers, taken: Sequence[tuple[States, Numbers]], rows: int, tokens: int) -> _Batch:
@@ -213,10 +214,7 @@ class Pass:
         for batch in cuts:
             numbers = np.arange(start, start + len(batch.members))
             ids, types, mask = _padded([self.rows[number] for number in numbers], batch, pad_id)
-            states = backend.embed(ids, types, mask)
-            if len(cuts) > 1:
-                states = backend.gather([(states, np.arange(batch.rows))], batch.rows, batch.tokens)
-            batches.append(_Batch(numbers, states, mask))
+            batches.append(_Batch(numbers, backend.embed(ids, types, mask), mask))
             start, padded = start + len(numbers), padded + mask.size
         self._work = Work(rows=len(self.rows), tokens=int(lengths.sum()), padded=padded)
         self._carried = _Carried(backend, lengths, cutter, batches)
@@ -240,11 +238,14 @@ class Pass:
                 deepest = self._shrink(depth)
             if deepest <= depth:
                 break
-            self._carried = self._carried.through(partial(self.backend.layer, depth))
+            self._carried = self._carried.through(partial(self._layer, depth))
             layers += self._carried.count
             depth += 1
         spent = time.perf_counter() - self._started - self._branching
         self.asked.work += self._work + Work(trunk=spent, branches=self._branching, layers=layers)
+
+    def _layer(self, index: int, states: States, mask: Mask) -> tuple[States, None]:
+        return self.backend.layer(index, states, mask), None
 
     def _shrink(self, depth: int) -> int:
         """How deep any row must still go; those that must go on do so alone where that leaves less to compute."""
@@ -289,7 +290,7 @@ class Pass:
             if asking.exits_in_trunk_at(depth):
                 asks = asking.at_speed()
                 readers += _readers(asking, asks, self._about(np.unique(asking.rows[asks])))
-        self._leave(readers, depth)
+        self._leave(readers, self._call(readers, depth), depth)
 
     def _about(self, rows: Numbers) -> _Carried:
         """These rows, and maybe others: for what is so cheap that to pick its rows may cost more."""
@@ -301,9 +302,10 @@ class Pass:
             self._parts[key] = self._carried.part(rows)
         return self._parts[key]
 
-    def _leave(self, readers: Sequence[_Reader], depth: int) -> None:
+    def _leave(self, readers: Sequence[_Reader], said: Sequence[Logits], depth: int) -> None:
+        """Those leave of whom an exit is sure, from what it said of each batch."""
         found: dict[_Asking, list[tuple[Numbers, Logits]]] = {}
-        for (asking, asks, _, places), values in zip(readers, self._call(readers, depth), strict=True):
+        for (asking, asks, _, places), values in zip(readers, said, strict=True):
             found.setdefault(asking, []).append((asks, values[places]))
         for asking, parts in found.items():  # of all batches at once: what follows takes as long for many as for few
             numbers = np.concatenate([asks for asks, _ in parts])
@@ -332,8 +334,9 @@ class Pass:
             carried = carried.shrunk(np.unique(asking.rows[asks]))
             carried = carried.through(partial(self.backend.own_layer, asking.task, index))
             depth = spec.fork + index + 1
-            if asking.has_exit(depth):
-                self._leave(list(_readers(asking, asks, carried)), depth)
+            readers = list(_readers(asking, asks, carried))
+            if said := [batch.said for _, _, batch, _ in readers if batch.said is not None]:
+                self._leave(readers, said, depth)
                 asks = asking.at_speed()
         self._end(list(_readers(asking, asks, carried.part(np.unique(asking.rows[asks])))), spec.depth)
 

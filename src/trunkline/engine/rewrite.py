@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from trunkline.model.branch import Branch, first_latents, in_unit, latents_alone, run_layers
 from trunkline.model.encoders import Encoder
+from trunkline.model.exits import fast_exit
 from trunkline.model.few import Layer, few_layer
 from trunkline.model.heads import Pooling
 
@@ -76,7 +77,7 @@ def absorbed(branch: Branch, encoder: Encoder) -> nn.Module:
 
 
 def exit_alone(branch: Branch, depth: int) -> nn.Module:
-    """The exit of a branch at a depth, over the states there and their mask."""
+    """The exit of a branch at a depth in its cheapest form, over the states there and their mask."""
     return _Exit(branch, depth).eval()
 
 
@@ -113,7 +114,7 @@ class _Exit(nn.Module):
     def __init__(self, branch: Branch, depth: int) -> None:
         super().__init__()
         self.spec = branch.spec
-        self.exit = branch.exits[str(depth)]
+        self.exit = fast_exit(branch.exits[str(depth)])
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         return in_unit(self.spec, self.exit(states, mask))
