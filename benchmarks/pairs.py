@@ -1,4 +1,4 @@
-"""Pairs a second, where texts are known and where not: `python benchmarks/pairs.py DATA_FOLDER`.
+"""Pairs a second, where texts stand in many pairs and where not: `python benchmarks/pairs.py DATA_FOLDER`.
 
 Each query of WikiQA's train split is asked of passages drawn from a pool, so that each passage stands in several pairs,
 put in order as `trunkline predict --out` does. A branch that reads the two texts apart needs each text's states once;
@@ -6,7 +6,7 @@ one that reads them jointly, and a full model, read every pair. All are asked th
 serves, over the packaged trunk's shape; where no text stands in two pairs, a number is put behind each. Weights are
 random, on which speed does not depend; quality by reading is what `map.py` is about.
 
-Result: benchmarks/results/pairs.json.
+Result: benchmarks/results/pairs.json; docs/shards.md quotes it.
 """
 
 from __future__ import annotations

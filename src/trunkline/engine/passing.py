@@ -133,13 +133,9 @@ class _Asking:
             for words, (_, ask, _) in zip(self._words, asks, strict=True):
                 words[list(ask.words)] = True
 
-    def has_exit(self, depth: int) -> bool:
-        """Whether a row may leave at this depth."""
-        return any(one.depth == depth for one in self.spec.exits)
-
     def exits_in_trunk_at(self, depth: int) -> bool:
         """Whether a row may leave at this depth of the trunk."""
-        return self.dialled and depth <= self.spec.fork and self.has_exit(depth)
+        return self.dialled and depth <= self.spec.fork and any(one.depth == depth for one in self.spec.exits)
 
     def at_speed(self) -> Numbers:
         """Those that wait and may leave early."""
