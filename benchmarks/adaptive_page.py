@@ -6,7 +6,7 @@ Knows how figures read, and nothing of how they came about. The plot needs matpl
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def text(found: dict[str, Any], drawn: str | None) -> str:
         "# Exits: quality against time",
         "",
         f"Written by `{found['command']}`; every row is in `benchmarks/results/adaptive.json`.",
-        f"Machine: {words_of(found['machine'])}.",
+        "Where more than one machine is named below, compare rows of a task, and ratios.",
         "",
         "Layers and time are fractions of what speed 0 takes. Time is that of the same requests in turn at the dial",
         f"and at speed 0, the median of {found['rounds']} rounds, tokenising included. Quality is on the reported",
@@ -72,7 +72,15 @@ def text(found: dict[str, Any], drawn: str | None) -> str:
             here = [row for row in mine if (row["backend"], row["batch"]) == (backend, batch)]
             lines += ["", f"## {title}: {backend}, batch {batch}", "", about, "", *table(HEAD, map(_figures, here))]
         lines += _left(mine[0]["backend"], mine, title) if mine else []
+    lines += ["", "## What was trained, and where it was measured", ""]
+    lines += table(("setting", "task", "train rows", "seeds", "machine"), _made(rows))
     return "\n".join(lines) + "\n"
+
+
+def _made(rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
+    for (setting, task), row in {(row["setting"], row["task"]): row for row in reversed(rows)}.items():
+        if task != "all":
+            yield [setting, task, f"{row['train_rows']:,}", str(len(row["seeds"])), words_of(row["machine"])]
 
 
 def _left(backend: str, rows: Sequence[dict[str, Any]], title: str) -> list[str]:

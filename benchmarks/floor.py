@@ -31,7 +31,8 @@ from typing import Any
 
 from adaptive import MERGED, SEEDS, prepared, trained
 from floor_page import write_page
-from served import Cores, Server, end_in_order, figures, read_result, record, rounded, trunkline
+from kept import read_result, record
+from served import Cores, Server, end_in_order, figures, rounded, trunkline
 
 from trunkline.atomic import write_json, write_text
 from trunkline.bench import plot
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=MERGED, default=MERGED)
     parser.add_argument("--floor", type=float, default=0.98)
     parser.add_argument("--deadline-ms", type=float, default=2000.0, help="of every request, on both servers")
+    parser.add_argument("--train-rows", type=int, default=0, help="most rows of a task that are trained on (0: all)")
     parser.add_argument("--rows", type=int, default=8, help="texts in a request")
     parser.add_argument("--seconds", type=float, nargs=3, default=(20.0, 60.0, 20.0), help="of each part of a load")
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,8 +1,7 @@
-"""What the benchmarks of the server share: bundles on disk, servers in processes of their own, and results.
+"""What the benchmarks of the server share: bundles on disk, servers in processes of their own.
 
 A bundle has eight single-layer [CLS] branches at the last fork of the packaged trunk, or of one of BERT-base's shape,
-with random weights, on which speed does not depend. Results go into one JSON file, part by part, so that a run that is
-killed keeps what it has measured. Knows nothing of what is measured.
+with random weights, on which speed does not depend. Knows nothing of what is measured.
 """
 
 from __future__ import annotations
@@ -204,24 +203,6 @@ def free_port() -> int:
 def resident(pid: int) -> float:
     """Resident memory of a process in MB."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """What was measured so far."""
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return found
-
-
-def record(path: Path, change: Mapping[str, Any]) -> dict[str, Any]:
-    """Put the keys of `change` into the result, and return all of it. `shapes` keeps the shapes that are not in it."""
-    found = read_result(path)
-    shapes = {**found.get("shapes", {}), **change.get("shapes", {})}
-    found |= change
-    if shapes:
-        found["shapes"] = shapes
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, found)
-    return found
 
 
 def rounded(value: Any, digits: int = 4) -> Any:

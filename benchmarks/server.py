@@ -28,7 +28,8 @@ from typing import Any
 
 from command_line import without_folders
 from infinity_settings import SETTINGS, Infinity, missing
-from served import RESULT, TASKS, TOKENS, Cores, Server, bundle_of, end_in_order, figures, record, rounded, trunkline
+from kept import record
+from served import RESULT, TASKS, TOKENS, Cores, Server, bundle_of, end_in_order, figures, rounded, trunkline
 from server_page import write_page
 from shapes import source_of
 

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from command_line import without_folders
+from kept import read_result, record
 from served import (
     RESULT,
     SECOND,
@@ -38,8 +39,6 @@ from served import (
     Server,
     bundle_of,
     end_in_order,
-    read_result,
-    record,
     resident,
     rounded,
     trunkline,

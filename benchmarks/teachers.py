@@ -12,7 +12,8 @@ Quality is the task's metric on the reported split through the engine that serve
 three teachers' calibrated probabilities. Speed is that of the same requests, asked of the teachers and a student in
 turn; an ensemble asks its teachers one after the other. What counts of the students of all teachers is, for each task,
 the one that is best on `valid`. Everything is trained as stages of the project in FOLDER, so that a killed run goes on
-where it was. Hours: about nine of one core, reckoned from 3,700 padded tokens a second in full fine-tuning.
+where it was, and `--tasks` puts its rows in the place of what the result has of them. Hours: about nine of one core,
+reckoned from 3,700 padded tokens a second in full fine-tuning.
 
 Result: benchmarks/results/teachers.json, docs/teachers-benchmark.md with its plot.
 """
@@ -31,6 +32,7 @@ from typing import Any
 import numpy as np
 from asked import calibrated, engine_of, jobs, outputs, requests, score
 from data_projects import with_values, write_project
+from kept import with_rows
 from numpy.typing import NDArray
 from rich.console import Console
 from shards import recombine
@@ -121,19 +123,18 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="the docs page (docs/teachers-benchmark.md for the default --out)")
     options = parser.parse_args()
     write_project(options.data, options.work, options.tasks, "--rows", str(ROWS), "--pair", "joint", "separate")
-    rows: list[dict[str, Any]] = []
     choice: Choice | None = None
     for name in options.tasks:
         ready = trained(prepared(Project.load(options.work), name), name, options.seeds)
         if options.train_only:
             continue
         choice = choice or choose(ready.students["student_plain"][options.seeds[0]].trunk, "openvino", "auto", "cpu")
-        rows += measured(ready, choice)
-        write(rows, choice, options)
+        write([{**row, "machine": machine()} for row in measured(ready, choice)], choice, options)
 
 
 def write(rows: Sequence[dict[str, Any]], choice: Choice, options: argparse.Namespace) -> None:
-    """Write result and page of the rows that there are so far."""
+    """Put the rows of a task in the place of those that the result has of it, and write result and page."""
+    rows = sorted(with_rows(options.out, rows, "task"), key=lambda row: TASKS.index(row["task"]))
     found = {
         "command": "python benchmarks/teachers.py DATA_FOLDER --work FOLDER",
         "machine": machine(),

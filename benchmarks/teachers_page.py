@@ -46,11 +46,12 @@ def points(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[tuple[flo
 def text(found: dict[str, Any], drawn: str) -> str:
     """The page as Markdown; `drawn` is the file of the plot beside it."""
     rows, about = found["rows"], found["summary"]
+    machines = " and ".join(dict.fromkeys(words_of(row["machine"]) for row in rows))
     beaten = f"{about['better_than_plain']} of {about['tasks']}"
     lines = [
         "# Many teachers, one small student",
         "",
-        f"`{found['command']}` on this machine: {words_of(found['machine'])}; {found['engine']}.",
+        f"`{found['command']}` on {machines}; {found['engine']}.",
         "",
         f"At most {found['train_rows']:,} train rows of each task, seeds {', '.join(map(str, found['seeds']))}.",
         "Quality is the task's metric on the reported split, the mean over seeds with the least and the most; a",

@@ -45,6 +45,7 @@ SCRIPTS = (
     "engine_page",
     "floor",
     "full_models",
+    "kept",
     "leave_one_out",
     "levers",
     "levers_page",
@@ -107,12 +108,12 @@ def test_a_run_that_was_cut_short_has_a_page_that_says_what_is_missing(
     pytest.importorskip("matplotlib", reason="pages have plots, which need the extra report")
     out = tmp_path / "server.json"
     cut = detail(scripts, ROUND, {"engine": ROUND["engine"]}, infinity={"missing": "no --infinity-python was given"})
-    scripts["served"].record(out, {"shapes": {"base": {"infinity": {}, "rounds": []}}})
+    scripts["kept"].record(out, {"shapes": {"base": {"infinity": {}, "rounds": []}}})
     scripts["server_page"].write_page(out)
-    scripts["served"].record(out, {"soak": {"command": "soak", "machine": {"cpu": "a CPU", "cores": 2}}})
+    scripts["kept"].record(out, {"soak": {"command": "soak", "machine": {"cpu": "a CPU", "cores": 2}}})
     for shape in ("base", "minilm"):
-        found = scripts["served"].record(out, {"shapes": {shape: cut}})
-    scripts["served"].record(out, scripts["server"].headlines(found["shapes"]))
+        found = scripts["kept"].record(out, {"shapes": {shape: cut}})
+    scripts["kept"].record(out, scripts["server"].headlines(found["shapes"]))
     scripts["server_page"].write_page(out)
     assert set(json.loads(out.read_text())["shapes"]) == {"base", "minilm"}
     page = out.with_suffix(".md").read_text()
@@ -584,6 +585,18 @@ def test_what_exits_save_is_measured_alone_and_merged(
     assert all(row["mean_layers_ratio"] < 1 for row in dialled if row["speed"] == 1.0)
     assert all(len(row["quality"]) == len(row["seeds"]) and row["time_ratio"] > 0 for row in rows)
     assert "| sst2 | keep 0.98 | " in page.read_text()
+    assert f"| merged | sst2 | {rows[-1]['train_rows'] // 2} | 1 | " in page.read_text()
+
+    monkeypatch.setattr(script, "DIALS", (script.Dial(speed=0.5),))
+    again = ["--settings", "single", "--tasks", "sst2", "--no-references"]
+    monkeypatch.setattr(sys, "argv", [*line[: line.index("--tasks")], *again, "--out", str(out), "--page", str(page)])
+    script.main()
+    after = json.loads(out.read_text())["rows"]
+    new = [row for row in after if (row["setting"], row["task"]) == ("single", "sst2")]
+    assert {(row["model"], row["speed"]) for row in new} == {("exits", 0.5)}  # in the place of the old ones
+    assert [row for row in after if row not in new] == [
+        row for row in rows if (row["setting"], row["task"]) != ("single", "sst2")
+    ]
 
 
 def test_what_a_floor_is_good_for_is_measured_once_with_it_and_once_without(
