@@ -36,7 +36,11 @@ Use = Callable[..., Any]
 TASK = {
     "name": "intent", "kind": "classification", "labels": ["alarm", "music"], "positive": None, "pair": False,
     "max_tokens": 128, "fork": 4, "layers": 1, "depth": 5, "branch": "b" * 16, "loaded": True,
-    "exits": [2, 4], "speeds": [{"speed": 0.0, "quality": 0.9, "error": 0.01, "layers": 5.0, "time": 1.0}],
+    "exits": [2, 4],
+    "speeds": [
+        {"speed": 0.0, "quality": 0.9, "error": 0.01, "layers": 5.0, "time": 1.0, "exits": []},
+        {"speed": 0.5, "quality": 0.8, "error": 0.01, "layers": 3.0, "time": 0.6},
+    ],
 }  # fmt: skip
 MODEL = {
     "name": "assistant", "bundle": "a" * 16, "family": "bert", "depth": 6, "width": 384, "engine": "openvino",
@@ -137,7 +141,10 @@ def test_what_is_served_comes_typed_and_a_newer_servers_fields_are_passed_over(u
         4,
     )
     assert (tasks["intent"].depth, tasks["intent"].exits) == (5, (2, 4))
-    assert tasks["intent"].speeds == (SpeedPoint(speed=0.0, quality=0.9, error=0.01, layers=5.0, time=1.0),)
+    assert tasks["intent"].speeds == (
+        SpeedPoint(speed=0.0, quality=0.9, error=0.01, layers=5.0, time=1.0, exits=()),
+        SpeedPoint(speed=0.5, quality=0.8, error=0.01, layers=3.0, time=0.6),  # of a bundle made before there were any
+    )
     assert (model.name, model.bundle, model.engine, model.depth) == ("assistant", "a" * 16, "openvino", 6)
 
 

@@ -44,16 +44,23 @@ SORTS: dict[str, dict[str, Any]] = {
     "same": {"kind": "relevance", "reading": "separate", "fork": 2, "layers": 1, "pooling": "pair"},
 }
 TASKS = tuple(SORTS)
-POINTS = [
-    {"speed": 0.0, "quality": 0.9, "layers": 4.0, "time": 1.0},
-    {"speed": 0.4, "quality": 0.9, "layers": 3.0, "time": 0.8},
-    {"speed": 0.8, "quality": 0.6, "layers": 2.0, "time": 0.5},
-]
+
+
+def speeds(sort: dict[str, Any]) -> list[dict[str, Any]]:
+    """A table, for a branch with exits: some speeds ask none of them, or not all."""
+    depths = [one["depth"] for one in sort.get("exits", ())]
+    points = [
+        {"speed": 0.0, "quality": 0.9, "layers": 4.0, "time": 1.0},
+        {"speed": 0.2, "quality": 0.9, "layers": 4.0, "time": 1.0, "exits": []},
+        {"speed": 0.4, "quality": 0.9, "layers": 3.0, "time": 0.8, "exits": depths[::2]},
+        {"speed": 0.6, "quality": 0.8, "layers": 3.0, "time": 0.7, "exits": depths[-1:]},
+        {"speed": 0.8, "quality": 0.6, "layers": 2.0, "time": 0.5},
+    ]
+    return points if depths else []
 
 
 def made(trunk: Trunk) -> dict[str, Branch]:
-    dialled = {task: {"speeds": POINTS} if sort.get("exits") else {} for task, sort in SORTS.items()}
-    return {task: random_branch(trunk, task, **sort, **dialled[task]) for task, sort in SORTS.items()}
+    return {task: random_branch(trunk, task, **sort, speeds=speeds(sort)) for task, sort in SORTS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +92,24 @@ def test_speed_zero_is_off(engines: Mapping[str, Engine], name: str) -> None:
                 continue
             assert one[task].logits.tobytes() == other[task].logits.tobytes()
             assert (one[task].depth, one[task].uncertainty) == (engine.specs[task].depth, None)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_texts_leave_at_no_exit_that_their_speed_does_not_ask(engines: Mapping[str, Engine], name: str) -> None:
+    engine = uncached(engines[name])
+    full, _ = engine.run([Job(item, TASKS) for item in INPUTS])
+    found, _ = engine.run([Job(item, TASKS, tuple((task, 0.3) for task in TASKS)) for item in INPUTS])
+    for one, other in zip(found, full, strict=True):
+        for task, answer in one.items():
+            if not isinstance(answer, ItemError):  # a table's speed from 0.2 on asks none
+                assert answer.depth == engine.specs[task].depth
+                assert answer.logits.tobytes() == other[task].logits.tobytes()
+                assert (answer.uncertainty is not None) == bool(engine.specs[task].exits)
+    found, _ = engine.run([Job(item, TASKS, tuple((task, 0.7) for task in TASKS)) for item in INPUTS])
+    left = {task: {one[task].depth for one in found if not isinstance(one[task], ItemError)} for task in TASKS}
+    last = {task: max((one.depth for one in spec.exits), default=spec.depth) for task, spec in engine.specs.items()}
+    assert all(left[task] <= {last[task], engine.specs[task].depth} for task in TASKS)
+    assert any(last[task] in left[task] for task in TASKS if engine.specs[task].exits)
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -178,9 +203,10 @@ def test_a_branch_with_exits_survives_its_file(tmp_path: Path) -> None:
         {"exits": [{"depth": 0, "form": "linear"}]},
         {"exits": exits(1), "reading": "separate", "pooling": "pair"},
         {"exits": exits(3), "latents": 2, "pooling": "latents", "fork": 2, "layers": 2},
-        {"speeds": POINTS},
-        {"exits": exits(1), "speeds": POINTS[1:]},
-        {"exits": exits(1), "speeds": [{**POINTS[0], "quality": float("nan")}]},
+        {"speeds": speeds({"exits": exits(1)})},
+        {"exits": exits(1), "speeds": speeds({"exits": exits(1)})[1:]},
+        {"exits": exits(1), "speeds": [{**speeds({"exits": exits(1)})[0], "quality": float("nan")}]},
+        {"exits": exits(1), "speeds": speeds({"exits": exits(1, 2)})},
     ],
 )
 def test_exits_that_cannot_be_are_no_branch(tmp_path: Path, wrong: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from trunkline.project.tasks import Kind
 from trunkline.training.leaving import SPEEDS, Outcomes, Place, Prices, Said, at_depths, worthwhile
 
 LINEAR, ATTENTION = Form.LINEAR, Form.ATTENTION
-PRICES = Prices(trunk=[1.0, 3.0, 5.0, 7.0, 9.0], exits={LINEAR: 0.5, ATTENTION: 1.0}, branch=3.0)
+PRICES = Prices(trunk=[1.0, 3.0, 5.0, 7.0, 9.0], exits={LINEAR: 0.5, ATTENTION: 1.0}, branch=3.0, end=3.0)
 """Fork 3 and one layer of its own: 10 ms for the whole."""
 
 
@@ -47,13 +47,14 @@ def said(exits: dict[Place, Sequence[Sequence[float]]]) -> Said:
 
 
 def test_prices_add_up_along_the_way_exits_that_were_passed_among_them() -> None:
-    costs = PRICES.costs(3, [(1, LINEAR), (2, ATTENTION)])
+    costs = PRICES.costs(3, 4, [(1, LINEAR), (2, ATTENTION)])
     assert costs * 10 == pytest.approx([3 + 0.5, 5 + 1.5, 10 + 1.5])
 
 
 def test_an_own_layer_costs_what_the_trunks_there_does() -> None:
-    costs = Prices([1.0, 3.0, 5.0, 7.0, 9.0], {LINEAR: 0.5}, branch=7.0).costs(2, [(3, LINEAR)])
-    assert costs * 12 == pytest.approx([7 + 0.5, 12 + 0.5])
+    prices = Prices([1.0, 3.0, 5.0, 7.0, 9.0], {LINEAR: 0.5}, branch=7.0, end=6.0)
+    assert prices.costs(2, 4, [(3, LINEAR)]) * 12 == pytest.approx([7 + 0.5, 7 + 6 + 0.5])  # layer by layer
+    assert prices.costs(2, 4, [(2, LINEAR)]) * 12 == pytest.approx([5 + 0.5, 12 + 0.5])  # the branch as one
 
 
 def test_each_speed_says_quality_layers_and_time_of_the_rows_that_leave() -> None:
@@ -62,14 +63,34 @@ def test_each_speed_says_quality_layers_and_time_of_the_rows_that_leave() -> Non
     second = [sure(label, 5.0) for label in GOLD]
     places: list[Place] = [(1, LINEAR), (2, ATTENTION)]
     given = said(dict(zip(places, [first, second], strict=True)))
-    points = Outcomes(spec(), Rule.ENTROPY, PRICES, given).points(places, errors=False)
+    points = Outcomes(spec(), Rule.ENTROPY, PRICES, given).points(places)
     assert [point.speed for point in points] == list(SPEEDS)
     assert (points[0].quality, points[0].layers, points[0].time) == (1.0, 4.0, 1.0)
     unused = points[1]
     assert unused.speed < 0.01
-    assert (unused.quality, unused.layers, unused.time) == pytest.approx((1.0, 4.0, 1.15))
+    assert (unused.quality, unused.layers, unused.time, unused.exits) == (1.0, 4.0, 1.0, ())
     half = next(point for point in points if point.speed > 0.5)
     assert (half.quality, half.layers, half.time) == pytest.approx((0.75, 1.5, (0.35 + 0.65) / 2))
+    assert half.exits == (1, 2)
+
+
+def test_a_speed_asks_no_exit_that_costs_more_than_it_saves_there() -> None:
+    """The first exit is a little unsure of its one row, and the second of none of the four."""
+    first = [sure(0, 2.0), *[sure(0, 0.0)] * 3]
+    given = said({(1, LINEAR): first, (2, LINEAR): [sure(label, 9.0) for label in GOLD]})
+    places = list(given.exits)
+    dear = Prices(PRICES.trunk, {LINEAR: 2.5}, PRICES.branch, PRICES.end)
+    outcomes = Outcomes(spec(), Rule.ENTROPY, dear, given)
+    points = outcomes.points(places)
+    assert {point.exits for point in points} == {(), (2,)}  # the first saves 2 ms for one row, and costs three 2.5
+    assert all(point.time <= 1 for point in points)
+    sure_of_all = next(point for point in points if point.exits)
+    assert (sure_of_all.layers, sure_of_all.time) == pytest.approx((2.0, 0.75))
+    assert outcomes.left(places, sure_of_all) == [0.0, 1.0, 0.0]
+    elsewhere = said({(1, LINEAR): given.exits[places[1]], (2, LINEAR): first})
+    there = Outcomes(spec(), Rule.ENTROPY, dear, elsewhere).as_chosen(places, points)
+    assert [point.exits for point in there] == [point.exits for point in points]
+    assert min(point.time for point in there) > 0.9  # where the second is as unsure as the first was
 
 
 @pytest.mark.parametrize("rule", Rule)
@@ -89,15 +110,16 @@ def test_every_row_leaves_where_it_would_if_it_were_alone(kind: str, rule: Rule)
         return 1.0
 
     given = Said(base + 100, exits, words, heard, np.arange(rows))
-    points = Outcomes(spec(kind, std=2.0), rule, PRICES, given).points(places, errors=False)
+    points = Outcomes(spec(kind, std=2.0), rule, PRICES, given).points(places)
     for point in points:
         depths, mixture = [], []
         for row in range(rows):
             trail = Trail(Kind(kind), rule, rows=1, std=2.0)
             one = np.asarray([0])
             part = None if words is None else words[[row]]
+            asked = [place for place in places if place[0] in (point.exits or ())]
             left = next(
-                (p for p in places if trail.uncertainty(exits[p][[row]], one, part)[0] < point.speed),
+                (p for p in asked if trail.uncertainty(exits[p][[row]], one, part)[0] < point.speed),
                 None,
             )
             depths.append(4 if left is None else left[0])
@@ -105,6 +127,7 @@ def test_every_row_leaves_where_it_would_if_it_were_alone(kind: str, rule: Rule)
         assert point.layers == pytest.approx(np.mean(depths))
         assert any(np.array_equal(np.stack(mixture), scored) for scored in seen)
     assert len({point.layers for point in points}) > 1
+    assert len({point.exits for point in points}) > 1
 
 
 def test_the_exit_that_pays_is_kept_and_one_that_is_wrong_or_dear_is_not() -> None:
@@ -113,7 +136,7 @@ def test_the_exit_that_pays_is_kept_and_one_that_is_wrong_or_dear_is_not() -> No
         {(1, LINEAR): wrong, (1, ATTENTION): wrong, (2, LINEAR): right, (2, ATTENTION): right, (3, LINEAR): right}
     )
     assert worthwhile(Outcomes(spec(), Rule.ENTROPY, PRICES, both), list(both.exits)) == [(2, LINEAR)]
-    dear = Prices(PRICES.trunk, {LINEAR: 6.0, ATTENTION: 6.0}, PRICES.branch)
+    dear = Prices(PRICES.trunk, {LINEAR: 6.0, ATTENTION: 6.0}, PRICES.branch, PRICES.end)
     assert worthwhile(Outcomes(spec(), Rule.ENTROPY, dear, both), list(both.exits)) == []
     assert worthwhile(Outcomes(spec(), Rule.ENTROPY, PRICES, both), []) == []
 
@@ -160,7 +183,7 @@ def test_a_speed_knows_how_sure_its_quality_is() -> None:
         return float((logits.argmax(-1) == gold)[rows].mean())
 
     spoken = Said(head, {(1, LINEAR): early}, None, right, np.arange(100))
-    points = Outcomes(spec(), Rule.ENTROPY, PRICES, spoken).points([(1, LINEAR)], errors=True)
+    points = Outcomes(spec(), Rule.ENTROPY, PRICES, spoken).points([(1, LINEAR)])
     assert (points[0].quality, points[0].error) == (1.0, 0.0)
     assert points[-1].quality == pytest.approx(0.96)
     assert points[-1].error == pytest.approx(np.sqrt(0.04 * 0.96 / 100), rel=0.5)
@@ -173,7 +196,7 @@ def test_a_metric_below_zero_is_kept_from_getting_worse() -> None:
     given = said({(1, LINEAR): [sure(1 - label, 9.0) for label in GOLD]})
     below = Said(given.head, given.exits, None, lambda logits, rows: accuracy(logits, rows) - 2, given.clusters)
     outcomes = Outcomes(spec(), Rule.ENTROPY, PRICES, below)
-    points = outcomes.points([(1, LINEAR)], errors=True)
+    points = outcomes.points([(1, LINEAR)])
     assert [point.speed for point in points] == list(SPEEDS)
     assert fastest(points, 0.98) == 0.0
     assert outcomes.time([(1, LINEAR)]) == 1.0
@@ -188,7 +211,5 @@ def test_rows_of_one_query_are_left_out_together() -> None:
 
     given = said({(1, LINEAR): [sure(label, 9.0) for label in GOLD]})
     queries = np.asarray([0, 0, 1, 1])
-    Outcomes(spec(), Rule.ENTROPY, PRICES, Said(given.head, given.exits, None, heard, queries)).points(
-        [(1, LINEAR)], errors=True
-    )
+    Outcomes(spec(), Rule.ENTROPY, PRICES, Said(given.head, given.exits, None, heard, queries)).points([(1, LINEAR)])
     assert {tuple(rows) for rows in scored} == {(0, 1, 2, 3), (0, 1), (2, 3)}

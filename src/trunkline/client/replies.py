@@ -49,7 +49,8 @@ class Reply:
 @dataclass(frozen=True)
 class SpeedPoint:
     """What a speed came to on `valid`: the task's metric, with the standard error of what it differs by from that at
-    speed 0, mean layers run for a text, and mean time, as a fraction of what speed 0 takes.
+    speed 0, mean layers run for a text, and mean time, as a fraction of what speed 0 takes. `exits` are the depths at
+    which a text may leave at this speed, None for all that the task has.
     """
 
     speed: float
@@ -57,6 +58,7 @@ class SpeedPoint:
     error: float
     layers: float
     time: float
+    exits: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,13 @@ def model(found: Any) -> ModelInfo:
 
 
 def _task(info: dict[str, Any]) -> TaskInfo:
-    speeds = tuple(_made(SpeedPoint, point) for point in info["speeds"])
+    speeds = tuple(_point(point) for point in info["speeds"])
     return _made(TaskInfo, {**info, "labels": tuple(info["labels"]), "exits": tuple(info["exits"]), "speeds": speeds})
+
+
+def _point(found: dict[str, Any]) -> SpeedPoint:
+    exits = found.get("exits")
+    return _made(SpeedPoint, {**found, "exits": None if exits is None else tuple(exits)})
 
 
 def _result(result: dict[str, Any]) -> Answer | ItemError:

@@ -123,6 +123,9 @@ class _Asking:
         self.waiting = np.ones(len(asks), dtype=bool)
         self._speeds = np.asarray([ask.speed for _, ask, _ in asks])  # (n,)
         self._early = self._speeds > 0
+        self._may_leave = np.zeros((len(asks), spec.depth), dtype=bool)  # (n, depth)
+        for speed in np.unique(self._speeds).tolist():
+            self._may_leave[np.ix_(self._speeds == speed, sorted(spec.exits_at(speed)))] = True
         self.dialled = bool(self._early.any())
         self.scope = None if spec.scope is None else np.zeros(len(asks), dtype=np.float32)  # (n,) where last taken
         if self.dialled:
@@ -133,19 +136,19 @@ class _Asking:
             for words, (_, ask, _) in zip(self._words, asks, strict=True):
                 words[list(ask.words)] = True
 
-    def exits_in_trunk_at(self, depth: int) -> bool:
-        """Whether a row may leave at this depth of the trunk."""
-        return self.dialled and depth <= self.spec.fork and any(one.depth == depth for one in self.spec.exits)
+    def leaving(self, depth: int) -> Numbers:
+        """Those that wait and may leave at this depth."""
+        return np.flatnonzero(self.waiting & self._may_leave[:, depth]) if depth < self.spec.depth else np.arange(0)
 
-    def at_speed(self) -> Numbers:
-        """Those that wait and may leave early."""
-        return np.flatnonzero(self.waiting & self._early)
+    def leaving_own(self) -> Numbers:
+        """Those that wait and may leave between the branch's own layers."""
+        return np.flatnonzero(self.waiting & self._may_leave[:, self.spec.fork + 1 :].any(1))
 
     def judged(self, depth: int) -> Numbers:
         """Those whose scope is taken at this depth: at exits in the trunk, those that may leave there."""
         if self.scope is not None and depth == self.spec.fork:
             return np.flatnonzero(self.waiting)
-        return self.at_speed() if self.scope is not None and self.exits_in_trunk_at(depth) else np.arange(0)
+        return self.leaving(depth) if self.scope is not None and depth < self.spec.fork else np.arange(0)
 
     def at_exit(self, logits: Logits, asks: Numbers, depth: int) -> tuple[NDArray[np.bool_], list[float]]:
         """Whether the exit at a depth is sure enough of these, (n,), from their logits, and how unsure it is of those
@@ -283,8 +286,8 @@ class Pass:
         """The exits at this depth: who is sure leaves."""
         readers: list[_Reader] = []
         for asking in self._dialled:
-            if asking.exits_in_trunk_at(depth):
-                asks = asking.at_speed()
+            asks = asking.leaving(depth) if depth <= asking.spec.fork else np.arange(0)
+            if len(asks):
                 readers += _readers(asking, asks, self._about(np.unique(asking.rows[asks])))
         self._leave(readers, self._call(readers, depth), depth)
 
@@ -314,26 +317,26 @@ class Pass:
         readers: list[_Reader] = []
         for asking in self._asking:
             if asking.spec.fork == depth:
-                if asking.dialled and asking.spec.own_exits:
-                    self._own(asking)
+                self._own(asking)
                 asks = np.flatnonzero(asking.waiting)
                 readers += _readers(asking, asks, self._part(np.unique(asking.rows[asks])))
         self._end(readers, None)
 
     def _own(self, asking: _Asking) -> None:
-        """A branch with exits between its own layers, for those at a speed."""
-        spec, asks = asking.spec, asking.at_speed()
+        """A branch layer by layer, for those that may leave between its own layers."""
+        spec, asks = asking.spec, asking.leaving_own()
+        if not len(asks):
+            return
         carried = self._part(np.unique(asking.rows[asks]))
         for index in range(spec.layers - 1):
-            if not len(asks):
-                return
             carried = carried.shrunk(np.unique(asking.rows[asks]))
             carried = carried.through(partial(self.backend.own_layer, asking.task, index))
             depth = spec.fork + index + 1
-            readers = list(_readers(asking, asks, carried))
-            if said := [batch.said for _, _, batch, _ in readers if batch.said is not None]:
-                self._leave(readers, said, depth)
-                asks = asking.at_speed()
+            readers = list(_readers(asking, np.intersect1d(asks, asking.leaving(depth)), carried))
+            self._leave(readers, [batch.said for _, _, batch, _ in readers if batch.said is not None], depth)
+            asks = asks[asking.waiting[asks]]
+            if not len(asks):
+                return
         self._end(list(_readers(asking, asks, carried.part(np.unique(asking.rows[asks])))), spec.depth)
 
     def _end(self, readers: Sequence[_Reader], part: Part) -> None:

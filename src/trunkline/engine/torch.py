@@ -184,7 +184,7 @@ class TorchEngine:
             rows = [both.index(i) for i in readable]
         found = {spec.depth: branch(self.trunk.encoder, states, masks)}  # (B, …)
         if speed:
-            found = {**self._exits(branch, reads[0]), **found}
+            found = {**self._exits(branch, reads[0], speed), **found}
         values = {depth: logits.float().cpu().numpy() for depth, logits in found.items()}
         strange: dict[int, NDArray[np.float32]] = {}  # (B,) by depth
         if spec.scope is not None:
@@ -198,14 +198,15 @@ class TorchEngine:
             results[i] = _result(spec, values[depth][row], inputs[i], reads[0].group, i, depth, unsure, scope)
         return results
 
-    def _exits(self, branch: Branch, read: _Read) -> dict[int, Tensor]:
-        """Logits of every exit, (B, …), by depth."""
+    def _exits(self, branch: Branch, read: _Read, speed: float) -> dict[int, Tensor]:
+        """Logits of every exit at which a row of this speed may leave, (B, …), by depth."""
         spec = branch.spec
+        asked = sorted(spec.exits_at(speed))
         states = dict(read.states)
-        if spec.own_exits:
+        if any(depth > spec.fork for depth in asked):
             own = branch.own_states(self.trunk.encoder, states[spec.fork], read.mask)
             states |= dict(enumerate(own, spec.fork + 1))
-        return {one.depth: branch.at_exit(one.depth, states[one.depth], read.mask) for one in spec.exits}
+        return {depth: branch.at_exit(depth, states[depth], read.mask) for depth in asked}
 
 
 def _left(

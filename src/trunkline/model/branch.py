@@ -94,6 +94,9 @@ class BranchSpec(BaseModel):
         speeds = [point.speed for point in self.speeds]
         if speeds != sorted(set(speeds)) or speeds[:1] != ([0.0] if depths else []):
             raise ValueError("with exits there are speeds, which rise from 0; without exits there are none")
+        strange = sorted({depth for point in self.speeds for depth in point.exits or ()} - set(depths))
+        if strange:
+            raise ValueError(f"a speed asks exits after layers {strange}, where there are none")
         return self
 
     @model_validator(mode="after")
@@ -111,6 +114,14 @@ class BranchSpec(BaseModel):
     def depth(self) -> int:
         """Layers from the embeddings to the head, the trunk's and the branch's own."""
         return self.fork + self.layers
+
+    def exits_at(self, speed: float) -> frozenset[int]:
+        """The depths at which a row of this speed may leave: those of the last speed in the table that is no higher."""
+        below = [point for point in self.speeds if point.speed <= speed] if speed else []
+        if not below:
+            return frozenset()
+        asked = below[-1].exits
+        return frozenset(one.depth for one in self.exits) if asked is None else frozenset(asked)
 
     @property
     def own_exits(self) -> bool:

@@ -318,11 +318,13 @@ class Workshop:
         from trunkline.training.leaving import Prices
 
         shapes = {form: exit_shape(branch, form) for form in forms}
-        own = shape_of(branch)
-        measured = measure(self.source, self.files.settings.cost, self.store, [own, *shapes.values()], self.say)
+        own = end = shape_of(branch)
+        if branch["layers"] > 1 and not branch.get("latents"):  # else there are no exits between own layers
+            end = shape_of({**branch, "layers": 1})
+        measured = measure(self.source, self.files.settings.cost, self.store, [own, end, *shapes.values()], self.say)
         [slot] = READS[branch["reading"]]
         exits = {form: measured.branch[shape] for form, shape in shapes.items()}
-        return Prices(measured.trunk.ms[slot], exits, measured.branch[own])
+        return Prices(measured.trunk.ms[slot], exits, measured.branch[own], measured.branch[end])
 
     def check(self, stages: Sequence[Stage]) -> None:
         """Raises ProjectError for what these stages ask of data that cannot give it, of tasks that are prepared: with

@@ -141,7 +141,7 @@ def add_exits(
     kept = (
         at_depths(outcomes, sorted({depth for depth, _ in places}), forms) if depths else worthwhile(outcomes, places)
     )
-    speeds = {"valid": outcomes.points(kept, errors=True)} if kept else {}
+    speeds = {"valid": outcomes.points(kept)} if kept else {}
     if not kept or not (depths or least_time(speeds["valid"]) <= 1 - LEAST_GAIN):
         keeps = ", ".join(f"{100 * keep:g}" for keep in KEEPS)
         material.say(
@@ -155,9 +155,10 @@ def add_exits(
             head, found = _logits(material, branch, exits, split, kept)
             said = _said(material, spec, scopes, split, head, found, temperatures)
             by_split[split] = Outcomes(spec, rule, ms, said)
-            speeds[split] = by_split[split].points(kept, errors=False)
-    at = [fastest(speeds["valid"], keep) for keep in KEEPS]
-    left = {split: [one.left(kept, speed) for speed in at] for split, one in by_split.items()}
+            speeds[split] = by_split[split].as_chosen(kept, speeds["valid"])
+    chosen = [fastest(speeds["valid"], keep) for keep in KEEPS]
+    at = [next(point for point in speeds["valid"] if point.speed == speed) for speed in chosen]
+    left = {split: [one.left(kept, point) for point in at] for split, one in by_split.items()}
     made = tuple(ExitSpec(depth=depth, form=form, temperature=temperatures[depth, form]) for depth, form in kept)
     update = {"exits": made, "rule": rule, "speeds": speeds["valid"]}
     joined = _joined(branch, spec.model_copy(update=update), exits)

@@ -38,20 +38,26 @@ Place = tuple[int, Form]
 
 @dataclass(frozen=True)
 class Prices:
-    """Measured milliseconds: `trunk[k]` of embeddings and k layers, of an exit by form, of the branch from its fork."""
+    """Measured milliseconds: `trunk[k]` of embeddings and k layers, of an exit by form, of the branch from its fork,
+    and of its `end`, its last layer and its head, where it has several layers.
+    """
 
     trunk: Sequence[float]
     exits: Mapping[Form, float]
     branch: float
+    end: float
 
-    def costs(self, fork: int, places: Sequence[Place]) -> Floats:
-        """(E + 1,) of a row that leaves at each of these exits, or at the head, having passed those before; as
-        fractions of what the head takes without exits. An own layer is taken to cost what the trunk's there does.
+    def costs(self, fork: int, depth: int, places: Sequence[Place]) -> Floats:
+        """(E + 1,) of a row that leaves at each of these exits, or at the head after `depth` layers, having passed
+        those before; as fractions of what the head takes without exits. An own layer is taken to cost what the trunk's
+        there does: a branch that asks exits between its layers runs layer by layer, which takes longer.
         """
         whole = self.trunk[fork] + self.branch
         passed = np.cumsum([0.0, *(self.exits[form] for _, form in places)])
-        ms = [self.trunk[depth] + exits for (depth, _), exits in zip(places, passed[1:], strict=True)]
-        return np.asarray([*ms, whole + passed[-1]]) / whole
+        ms = [self.trunk[place] + exits for (place, _), exits in zip(places, passed[1:], strict=True)]
+        apart = any(place > fork for place, _ in places)
+        head = max(whole, self.trunk[depth - 1] + self.end) if apart else whole
+        return np.asarray([*ms, head + passed[-1]]) / whole
 
 
 @dataclass(frozen=True)
@@ -79,69 +85,98 @@ class Outcomes:
         self._names = {place: number for number, place in enumerate(said.exits, 1)}  # the head is 0
         self._scores: dict[bytes, float] = {}
         self._head_scores: list[float] = []
+        self._unsure: dict[tuple[Place, ...], Floats] = {}
         shuffled = np.random.default_rng(0).permutation(np.unique(said.clusters))
         folds = np.array_split(shuffled, min(GROUPS, len(shuffled)))
         self._left = [np.flatnonzero(~np.isin(said.clusters, fold)) for fold in folds]
 
-    def points(self, places: Sequence[Place], *, errors: bool) -> tuple[SpeedPoint, ...]:
-        """A point for each of `SPEEDS`, with exits at these places alone; `errors`, which take long, are left at 0
-        unless asked for.
-        """
-        points = self._points(places, SPEEDS)
-        if not errors:
-            return tuple(point for point, _ in points)
-        found: dict[bytes, float] = {}
-        for _, names in points:
-            if names.tobytes() not in found:
-                found[names.tobytes()] = self._error(names)
-        return tuple(point.model_copy(update={"error": found[names.tobytes()]}) for point, names in points)
+    def points(self, places: Sequence[Place]) -> tuple[SpeedPoint, ...]:
+        """A point for each of `SPEEDS`, with those of the exits at these places that pay at it."""
+        errors: dict[bytes, float] = {}
+        points = []
+        for speed in SPEEDS:
+            point, names = self._point(self._paying(places, speed), speed)
+            if names.tobytes() not in errors:
+                errors[names.tobytes()] = self._error(names)
+            points.append(point.model_copy(update={"error": errors[names.tobytes()]}))
+        return tuple(points)
 
-    def left(self, places: Sequence[Place], speed: float) -> list[float]:
-        """The shares of the rows that are answered by each of these exits, and by the head."""
-        [(_, names)] = self._points(places, [speed])
+    def as_chosen(self, places: Sequence[Place], points: Sequence[SpeedPoint]) -> tuple[SpeedPoint, ...]:
+        """What the speeds of these points come to here, by the exits that each of them asks; errors are left at 0."""
+        return tuple(self._point(_asked(places, point), point.speed)[0] for point in points)
+
+    def left(self, places: Sequence[Place], point: SpeedPoint) -> list[float]:
+        """The shares of the rows that are answered by each of these exits, and by the head, at this point's speed."""
+        _, names = self._point(_asked(places, point), point.speed)
         return [float((names == name).mean()) for name in (*(self._names[place] for place in sorted(places)), 0)]
 
     def time(self, places: Sequence[Place]) -> float:
         """What `least_time` says of exits at these places, by every second speed and without errors."""
-        return least_time([point for point, _ in self._points(places, _SEARCHED, enough=min(KEEPS))])
+        points: list[SpeedPoint] = []
+        for speed in _SEARCHED:
+            point, _ = self._point(places if speed else (), speed)
+            points.append(point)
+            if point.quality < least_quality(points[0].quality, min(KEEPS)):  # `fastest` looks no further
+                break
+        return least_time(points)
 
     @property
     def compared(self) -> bool:
         """Whether rows leave where exits agree, so that no row leaves at the first."""
         return compared(self._spec.kind, self._rule)
 
-    def _points(
-        self, places: Sequence[Place], speeds: Sequence[float], *, enough: float | None = None
-    ) -> list[tuple[SpeedPoint, NDArray[np.int16]]]:
-        """Each with the name of the exit, or head, that answered each row; up to the first that does not keep `enough`
-        of the quality, where that is given: `fastest` looks no further.
+    def _paying(self, places: Sequence[Place], speed: float) -> list[Place]:
+        """Those of the exits that pay at this speed: without the one that saves least, again and again while it saves
+        less than `LEAST_GAIN`; none where they save less together.
         """
-        ordered = sorted(places)
-        costs = self._prices.costs(self._spec.fork, ordered)
-        depths = np.asarray([*(depth for depth, _ in ordered), self._spec.depth])
-        unsure, stay = self._uncertainties(ordered), self._stay(ordered)
-        points: list[tuple[SpeedPoint, NDArray[np.int16]]] = []
-        for speed in speeds:
-            leaves = (unsure < speed) & ~stay
-            left = np.where(leaves.any(1), leaves.argmax(1), len(ordered))  # (n,) positions in `ordered`, or the head
-            names = np.asarray([*(self._names[place] for place in ordered), 0], dtype=np.int16)[left]
-            point = SpeedPoint(
-                speed=speed,
-                quality=self._quality(names),
-                layers=float(depths[left].mean()),
-                time=float(costs[left].mean()) if speed else 1.0,  # at speed 0 no exit is run
-            )
-            points.append((point, names))
-            if enough is not None and point.quality < least_quality(points[0][0].quality, enough):
+        kept = sorted(places) if speed else []
+        least = self._time(kept, speed)
+        while kept:
+            fewer = [[place for place in kept if place is not one] for one in kept]
+            times = [self._time(some, speed) for some in fewer]
+            best = int(np.argmin(times))
+            if times[best] - least >= LEAST_GAIN:
                 break
-        return points
+            kept, least = fewer[best], times[best]
+        return kept if least <= 1 - LEAST_GAIN else []
+
+    def _time(self, places: Sequence[Place], speed: float) -> float:
+        """Mean time of a row at this speed with exits at these places, as a fraction of what the head takes."""
+        return float(self._prices.costs(self._spec.fork, self._spec.depth, places)[self._leaving(places, speed)].mean())
+
+    def _leaving(self, places: Sequence[Place], speed: float) -> NDArray[np.int64]:
+        """(n,): which of these places, by rising depth, answers each row at this speed; their number: the head."""
+        if not places:
+            return np.zeros(len(self._rows), dtype=np.int64)
+        leaves = (self._uncertainties(places) < speed) & ~self._stay(places)
+        return np.where(leaves.any(1), leaves.argmax(1), len(places))
+
+    def _point(self, places: Sequence[Place], speed: float) -> tuple[SpeedPoint, NDArray[np.int16]]:
+        """What a speed comes to with exits at these places, and the name of the exit or head that answers each row."""
+        ordered = sorted(places)
+        left = self._leaving(ordered, speed)
+        names = np.asarray([*(self._names[place] for place in ordered), 0], dtype=np.int16)[left]
+        depths = np.asarray([*(depth for depth, _ in ordered), self._spec.depth])
+        point = SpeedPoint(
+            speed=speed,
+            quality=self._quality(names),
+            layers=float(depths[left].mean()),
+            time=float(self._prices.costs(self._spec.fork, self._spec.depth, ordered)[left].mean()),
+            exits=tuple(depth for depth, _ in ordered),
+        )
+        return point, names
 
     def _uncertainties(self, places: Sequence[Place]) -> Floats:
-        """(n, E); a row is followed through all exits, since what one says of it depends on those before at most."""
-        trail = Trail(self._spec.kind, self._rule, rows=len(self._rows), std=self._spec.std)
-        said = self._said
-        found = [trail.uncertainty(said.exits[place], self._rows, said.words) for place in places]
-        return np.stack(found, axis=1)
+        """(n, E); what an exit says of a row depends on those before it at most, and on these where they are compared:
+        rows are followed through all of these.
+        """
+        together = [tuple(places)] if self.compared else [(place,) for place in places]
+        for some in together:
+            if some not in self._unsure:
+                trail = Trail(self._spec.kind, self._rule, rows=len(self._rows), std=self._spec.std)
+                found = [trail.uncertainty(self._said.exits[one], self._rows, self._said.words) for one in some]
+                self._unsure[some] = np.stack(found, axis=1)
+        return np.concatenate([self._unsure[some] for some in together], axis=1)
 
     def _stay(self, places: Sequence[Place]) -> NDArray[np.bool_]:
         """(n, E): which rows do not leave at each exit, however sure it is."""
@@ -174,6 +209,10 @@ class Outcomes:
         for place, name in self._names.items():
             mixture[names == name] = self._said.exits[place][names == name]
         return mixture
+
+
+def _asked(places: Sequence[Place], point: SpeedPoint) -> list[Place]:
+    return [place for place in sorted(places) if point.exits is None or place[0] in point.exits]
 
 
 def compared(kind: Kind, rule: Rule) -> bool:
