@@ -11,6 +11,11 @@ from typing import Any
 import numpy as np
 from tiny import tiny_encoder
 
+from trunkline.errors import ProjectError
+from trunkline.project.config import ProjectFiles
+from trunkline.project.data import TaskData, read_all
+from trunkline.project.files import parse_files
+
 Table = Mapping[str, Any]
 
 _TOPICS = {
@@ -30,6 +35,15 @@ SORTS: dict[str, dict[str, Any]] = {
     "same": {"kind": "relevance", "pair": ["joint", "separate"]},
 }
 """One task of every kind."""
+
+
+def read_project(root: Path) -> tuple[ProjectFiles, dict[str, TaskData]]:
+    """The files and the data of a project. Raises ProjectError with all problems of both."""
+    files, problems = parse_files(root)
+    data, wrong = read_all(files)
+    if problems or wrong:
+        raise ProjectError([*problems, *wrong])
+    return files, data
 
 
 def write_project(root: Path, tasks: Mapping[str, Table], *, encoder: Path | None = None, **settings: Any) -> Path:

@@ -106,7 +106,7 @@ def init(
 @app.command()
 def check(context: typer.Context, as_json: AsJson = False) -> None:
     """Read every file and every row of data, and report all problems at once."""
-    from trunkline.pipeline.project import check as checked
+    from trunkline.pipeline.checking import check as checked
 
     found = checked(root_of(context))  # not Project.load(…).check(): all problems at once, of files and of data
     if as_json:

@@ -35,7 +35,8 @@ class UsageError(TrunklineError):
 class Problem:
     """One thing wrong in one place of the user's files.
 
-    `where` is a key ("tune.layers") or a line ("line 12"); `found` and `allowed` are shown as given.
+    `where` is a key ("tune.layers") or a line ("line 12"); `found` and `allowed` are shown as given. `tasks` are those
+    that read the file, where it is one of data, which several may share.
     """
 
     file: str
@@ -43,6 +44,7 @@ class Problem:
     message: str
     found: str | None = None
     allowed: str | None = None
+    tasks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         text = f"{self.file}: {self.where}: {self.message}" if self.where else f"{self.file}: {self.message}"
@@ -50,6 +52,8 @@ class Problem:
             text += f"\n    found:   {self.found}"
         if self.allowed is not None:
             text += f"\n    allowed: {self.allowed}"
+        if self.tasks:
+            text += f"\n    of:      {', '.join(self.tasks)}"
         return text
 
 

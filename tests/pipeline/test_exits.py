@@ -20,7 +20,8 @@ from trunkline.engine.base import Job, Output
 from trunkline.errors import ProjectError
 from trunkline.model.branch import BranchSpec, read_spec
 from trunkline.pipeline.assemble import inputs_of
-from trunkline.pipeline.project import Project, check
+from trunkline.pipeline.checking import check
+from trunkline.pipeline.project import Project
 from trunkline.project.data import TaskData
 from trunkline.training.leaving import KEEPS, SPEEDS
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from project.hostile import CLASSIFICATION, HOSTILE, good_project, good_rows, write_jsonl
+from projects import read_project
 
 from trunkline.errors import ProjectError
 from trunkline.project.config import load_files
-from trunkline.project.data import read_project
 
 
 def problems_of(root: Path) -> ProjectError:

@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from projects import read_project
 
 from trunkline.errors import ProjectError, UsageError
 from trunkline.project.config import ProjectSettings, load_files
-from trunkline.project.data import read_project
 from trunkline.project.scaffold import add_task, new_project, remove_task
 from trunkline.project.tasks import Kind
 

@@ -107,21 +107,25 @@ def released_teacher(name: str, bundle: Path, task: str) -> ForeignTeacher:
     return ForeignTeacher(name, content, Released(bundle, bundle / entry.file, task))
 
 
-def check_teachers(files: ProjectFiles, data: Mapping[str, TaskData], cache: Path | None) -> None:
-    """Raises ProjectError with all that is wrong with what teaches these tasks from outside: files, models, shards."""
+def check_teachers(files: ProjectFiles, data: Mapping[str, TaskData | None], cache: Path | None) -> None:
+    """Raises ProjectError with all that is wrong with what teaches these tasks from outside: files, models, shards;
+    of a task whose data could not be read, whether they are there at all.
+    """
     problems: list[Problem] = []
     for task, rows in data.items():
         settings = files.tasks[task]
+        found, wrong = foreign_teachers(files.root, task, settings, cache)
+        taught, incomplete = find_taught(files.root, task, settings)
+        problems += [*wrong, *incomplete]
+        if rows is None:
+            continue
         try:
             soft_labels(files, task, rows)
         except ProjectError as error:
             problems += error.problems
-        found, wrong = foreign_teachers(files.root, task, settings, cache)
-        problems += wrong
         for teacher in found.values():
             problems += fit(teacher, task, settings, rows)[1]
-        taught, wrong = find_taught(files.root, task, settings)
-        problems += [*wrong, *unfit(taught, settings.kind, rows, cache)]
+        problems += unfit(taught, settings.kind, rows, cache)
     if problems:
         raise ProjectError(problems)
 

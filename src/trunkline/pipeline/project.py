@@ -19,7 +19,6 @@ from trunkline.pipeline.assemble import Assembly, Options
 from trunkline.pipeline.costs import forget
 from trunkline.pipeline.ensemble import ensemble
 from trunkline.pipeline.execute import Workshop
-from trunkline.pipeline.foreign import check_teachers
 from trunkline.pipeline.gc import Freed, collect
 from trunkline.pipeline.grid import graph
 from trunkline.pipeline.plan import Step
@@ -30,8 +29,6 @@ from trunkline.pipeline.store import Store
 from trunkline.pipeline.task_files import TaskFiles
 from trunkline.pipeline.trunks import Trunks
 from trunkline.project.config import ProjectFiles, TaskSettings, load_files
-from trunkline.project.data import read_project
-from trunkline.project.scope import check_scope
 from trunkline.project.sources import Commits
 
 if TYPE_CHECKING:
@@ -149,6 +146,8 @@ class Project:
 
     def check(self) -> dict[str, dict[str, Any]]:
         """Read and check all files and all data: task -> kind, rows per split, labels, notes. Raises ProjectError."""
+        from trunkline.pipeline.checking import check
+
         return check(self.root)
 
     def plan(self, tasks: Sequence[str] | None = None) -> Plan:
@@ -364,28 +363,6 @@ class Project:
         if name not in known:
             raise UsageError(unknown(what, name, known))
         return name
-
-
-def check(root: Path) -> dict[str, dict[str, Any]]:
-    """Read and check a project's files and all their data: task -> kind, rows per split, labels, notes.
-
-    Raises ProjectError with all problems of all of them; `Project.load` reads no data, and knows of its files' alone.
-    """
-    files, data = read_project(root)
-    project = Project(root)
-    check_teachers(files, data, project.store.hashes)
-    check_scope(files, data)
-    _ = project.graph  # the grid fits the encoder
-    return {
-        name: {
-            "kind": files.tasks[name].kind.value,
-            "rows": {"train": len(found.train), "valid": len(found.valid)}
-            | {split: len(rows) for split, rows in found.reported.items()},
-            "labels": list(found.labels),
-            "notes": list(found.notes),
-        }
-        for name, found in data.items()
-    }
 
 
 def _and_then(agree: Agree, do: Callable[[], None]) -> Agree:

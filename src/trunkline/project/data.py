@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 
 from trunkline.errors import Problem, ProjectError
 from trunkline.project.config import REPORTED, SPLITS, ProjectFiles, TaskSettings
-from trunkline.project.files import parse_files
+from trunkline.project.files import TASKS_FOLDER
 from trunkline.project.hub import HubError
 from trunkline.project.labels import LabelSpace, check_labels, find_labels, label_lists
 from trunkline.project.parsing import Parsed, parse_rows, parse_unlabelled
@@ -34,7 +34,6 @@ __all__ = [
     "hub_sets",
     "pinned",
     "read_all",
-    "read_project",
     "read_task",
     "reads_pairs",
     "sources",
@@ -102,32 +101,24 @@ class TaskData:
         )
 
 
-def read_all(files: ProjectFiles) -> dict[str, TaskData]:
-    """The data of every task. Raises ProjectError with all problems of all tasks, each once."""
+def read_all(files: ProjectFiles) -> tuple[dict[str, TaskData], list[Problem]]:
+    """The data of every task that can be read, and all problems of all tasks, each once with the tasks that it is of
+    where it lies in a file of data.
+    """
     found: dict[str, TaskData] = {}
-    problems: list[Problem] = []
+    tasks: dict[Problem, list[str]] = {}
     for name, settings in files.tasks.items():
         try:
             found[name] = read_task(files.root, name, settings)
             read_unlabelled(files.root, name, settings, found[name])
         except ProjectError as error:
-            problems += error.problems
-    if problems:
-        raise ProjectError(dict.fromkeys(problems))
-    return found
-
-
-def read_project(root: Path) -> tuple[ProjectFiles, dict[str, TaskData]]:
-    """The files and the data of a project. Raises ProjectError with all problems of all files, data included."""
-    files, problems = parse_files(root)
-    found: dict[str, TaskData] = {}
-    try:
-        found = read_all(files)
-    except ProjectError as error:
-        problems += error.problems
-    if problems:
-        raise ProjectError(problems)
-    return files, found
+            for problem in error.problems:
+                tasks.setdefault(problem, []).append(name)
+    of_tasks = f"{TASKS_FOLDER}/"
+    return found, [
+        problem if problem.file.startswith(of_tasks) else replace(problem, tasks=tuple(names))
+        for problem, names in tasks.items()
+    ]
 
 
 def read_task(root: Path, name: str, settings: TaskSettings) -> TaskData:
