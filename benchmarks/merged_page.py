@@ -43,7 +43,7 @@ def page(found: dict[str, Any], result: str) -> str:
             "",
         ]
     full = ["full, adapted trunk", "full, published trunk"] if both else ["full fine-tuning"]
-    columns = ["task", "metric (split)", *full, "merged", "relative", "branch", "reading"]
+    columns = ["task", "train rows", "metric (split)", *full, "merged", "relative", "branch", "reading"]
     lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, task in found["tasks"].items():
         relative = statistics.mean(task["merged"]) / statistics.mean(task["full"])
@@ -51,6 +51,7 @@ def page(found: dict[str, Any], result: str) -> str:
         latents = f", {task['latents']} latents" if task["latents"] else ""
         cells = [
             name,
+            f"{task['rows']['train']:,}",
             f"{task['metric']} ({task['split']})",
             *(_spread(task[side]) + mark[side] for side in sides(task)),
             _spread(task["merged"]),

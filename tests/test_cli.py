@@ -20,6 +20,7 @@ import pytest
 from project.hostile import HOSTILE
 from tiny import tiny_encoder
 
+import trunkline
 from trunkline import cli
 
 SCHEDULE = "min_steps = 2\nepochs = 0.1\n"
@@ -220,6 +221,11 @@ def test_check_reports_broken_settings_and_broken_data_together(run: Run, tmp_pa
 def test_a_folder_without_a_project_is_said_so(run: Run, tmp_path: Path) -> None:
     for arguments in (["check"], ["plan"], ["run"], ["predict", "hello"], ["gc"], ["info"], ["report"]):
         assert_wrong(run("-C", tmp_path, *arguments), "project.toml")
+        assert_wrong(run("-C", tmp_path / "absent", *arguments), f"no such folder: {tmp_path / 'absent'}")
+
+
+def test_the_version_is_said(run: Run) -> None:
+    assert run("--version").out.strip() == trunkline.__version__
 
 
 def test_plan_lists_every_stage_with_its_reason_and_runs_none(run: Run, tmp_path: Path) -> None:

@@ -72,9 +72,20 @@ def main() -> None:
         sys.exit(getattr(error, "exit_code", 2))
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        from trunkline import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=False)
 def options(
-    project: Annotated[Path, typer.Option("--project", "-C", help="The project's folder.")] = Path(),
+    project: Annotated[
+        Path, typer.Option("--project", "-C", help="The project's folder; stands before the command.")
+    ] = Path(),
+    _: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say it and end.")] = False,
 ) -> None:
     """Options of every command."""
 
@@ -94,7 +105,7 @@ def init(
     """Start a project; with --from, one task per label column of a table."""
     from trunkline.project.scaffold import new_project
 
-    folder = root_of(context) / name
+    folder = root_of(context, new=True) / name
     made = table("file", "what")
     made.show_header = False
     for path, what in new_project(folder, source, text, text_pair):

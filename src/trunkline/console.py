@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
+from trunkline.errors import UsageError
+
 if TYPE_CHECKING:
     from trunkline.pipeline.project import Project
 
@@ -16,9 +18,11 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
-def root_of(context: typer.Context) -> Path:
-    """The project's folder, as `--project` says."""
+def root_of(context: typer.Context, *, new: bool = False) -> Path:
+    """The project's folder, as `--project` says. Raises UsageError where there is none, unless it may be `new`."""
     found: Path = context.find_root().params.get("project", Path())
+    if not new and not found.is_dir():
+        raise UsageError(f"no such folder: {found} (named with -C; `trunkline init` makes one)")
     return found
 
 

@@ -81,7 +81,7 @@ class MissingExtra(TrunklineError):
     exit_code = 2
 
     def __init__(self, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs an extra that is not installed: pip install 'trunkline[{extra}]'")
+        super().__init__(f"{purpose} needs an extra that is not installed: pip install -e '.[{extra}]' in the clone")
 
 
 class StoreError(TrunklineError):

