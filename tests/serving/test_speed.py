@@ -20,6 +20,8 @@ from serving.faults import HOLD, Faulty
 from trunkline.bundle import Bundle
 from trunkline.bundle.merge import merge
 from trunkline.engine import ItemError
+from trunkline.engine.planned import PlannedEngine
+from trunkline.errors import BundleError
 from trunkline.model.branch import save_branch
 from trunkline.project.speed import SpeedPoint, fastest
 from trunkline.project.speed import dials as dials_of
@@ -27,12 +29,13 @@ from trunkline.project.tasks import Answer
 from trunkline.serving.errors import Invalid
 from trunkline.serving.limits import Limits
 from trunkline.serving.link import NAME
+from trunkline.serving.loading import prove
 from trunkline.serving.replies import Batch, Event, Finished, Reply
 from trunkline.serving.service import Service
 
 EXITS = [{"depth": depth, "form": "linear"} for depth in (1, 2, 3)]
 POINTS = [
-    {"speed": 0.0, "quality": 0.9, "layers": 4.0, "time": 1.0},
+    {"speed": 0.0, "quality": 0.9, "layers": 4.0, "time": 1.0, "exits": []},
     {"speed": 0.4, "quality": 0.89, "layers": 3.0, "time": 0.8},
     {"speed": 0.8, "quality": 0.6, "layers": 2.0, "time": 0.5},
 ]
@@ -126,6 +129,18 @@ def test_a_task_says_where_texts_may_leave_it_and_what_speeds_come_to(served: Se
     assert (tasks["intent"].depth, tasks["intent"].exits) == (4, (1, 2, 3))
     assert tasks["intent"].speeds == tuple(map(SpeedPoint.model_validate, POINTS))
     assert (tasks["plain"].depth, tasks["plain"].exits, tasks["plain"].speeds) == (3, (), ())
+
+
+def test_a_bundle_is_proved_by_the_way_past_all_exits_too(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("trunkline.engine.runtime", reason="OpenVINO is an extra", exc_type=ImportError)
+    bundle = Bundle.load(served.first, engine="openvino")
+    prove(bundle, bundle.tasks)
+    assert isinstance(bundle.engine, PlannedEngine)
+    backend: Any = bundle.engine.backend
+    own = backend.own_layer
+    monkeypatch.setattr(backend, "own_layer", lambda *asked: (asked[2], own(*asked)[1]))  # a layer that does nothing
+    with pytest.raises(BundleError, match=r"task 'own' is off by .* on its stored probes"):
+        prove(bundle, bundle.tasks)
 
 
 def test_answers_are_those_of_the_bundle_at_the_speed_and_say_which_it_was(

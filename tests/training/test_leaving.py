@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -200,6 +201,31 @@ def test_a_metric_below_zero_is_kept_from_getting_worse() -> None:
     assert [point.speed for point in points] == list(SPEEDS)
     assert fastest(points, 0.98) == 0.0
     assert outcomes.time([(1, LINEAR)]) == 1.0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_at_a_higher_speed_no_row_leaves_later(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    places: list[Place] = [(1, LINEAR), (2, LINEAR), (3, ATTENTION)]
+    head = rng.normal(size=(40, 3)) * 3
+    exits = {place: head * rng.uniform(0.2, 1) + rng.normal(size=head.shape) for place in places}
+    dear = Prices(
+        PRICES.trunk, {LINEAR: rng.uniform(0.1, 2), ATTENTION: rng.uniform(0.1, 2)}, PRICES.branch, PRICES.end
+    )
+    given = Said(head, exits, None, lambda logits, rows: 1.0, np.arange(40))
+    points = Outcomes(spec(labels=("a", "b", "c"), outputs=3), Rule.ENTROPY, dear, given).points(places)
+    asked = [set(point.exits or ()) for point in points]
+    assert all(lower <= higher for lower, higher in pairwise(asked))
+    layers = [point.layers for point in points]
+    assert layers == sorted(layers, reverse=True)
+
+
+def test_of_one_query_nobody_knows_how_sure_its_metric_is() -> None:
+    given = said({(1, LINEAR): [sure(label, 9.0) for label in GOLD]})
+    one = Said(given.head, given.exits, None, accuracy, np.zeros(len(GOLD), dtype=np.int64))
+    points = Outcomes(spec(), Rule.ENTROPY, PRICES, one).points([(1, LINEAR)])
+    assert (points[0].error, points[-1].error) == (0.0, 1.0)
+    assert fastest(points, 0.98) == 0.0
 
 
 def test_rows_of_one_query_are_left_out_together() -> None:

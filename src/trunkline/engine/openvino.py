@@ -218,19 +218,22 @@ class Builder:
                 self._layer(layer, index, linears[index - spec.fork], ranges, exits.get(index + 1))
                 for index, layer in enumerate(branch.layers[:-1], spec.fork)
             )
-            ending = self._whole(branch.end(), lambda form: linears[-1] if form == "plain" else {}, ranges)
-            pieces[spec.depth] = ending[1]
+            pieces[spec.depth] = self._whole(
+                branch.end(), lambda form: linears[-1] if form == "plain" else {}, ranges, alone=True
+            )[1]
         return Part(spec, form, pieces, own)
 
     def _whole(
-        self, branch: Branch, linears: Callable[[str], dict[str, nn.Linear]], ranges: Ranges
+        self, branch: Branch, linears: Callable[[str], dict[str, nn.Linear]], ranges: Ranges, *, alone: bool = False
     ) -> tuple[str, Piece]:
-        """A branch in its cheapest form, whose name is given, too; `linears` are those of a form that have ranges."""
+        """A branch in its cheapest form, whose name is given, too; `linears` are those of a form that have ranges. One
+        that runs `alone`, with no others beside it, takes all cores, however small it is.
+        """
         spec = branch.spec
         form, module = rewrite.cheapest(branch, self.encoder)
         model = self._piece((form, *_graph(spec)), module, slots=len(spec.reading.slots))
         round_linears(model, linears(form), ranges)
-        small = _small(spec, form)
+        small = _small(spec, form) and not alone
         return form, Piece(self._compile(model, 1 if small else self.threads), small)
 
     def _piece(self, structure: tuple[object, ...], module: nn.Module, *, slots: int) -> Any:

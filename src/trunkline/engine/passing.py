@@ -83,7 +83,8 @@ class _Carried:
     def shrunk(self, rows: Numbers) -> _Carried:
         """These rows alone, if there are any, cut anew where that leaves less to compute."""
         now = cost(batch.mask.shape for batch in self.batches)
-        if len(rows) in (0, self.count) or self._lengths[rows].sum() > _WORTHWHILE * now:
+        whole = len(rows) == self.count and len(self.batches) == 1
+        if whole or not len(rows) or self._lengths[rows].sum() > _WORTHWHILE * now:
             return self
         cuts = self._cutter(self._lengths[rows].tolist())
         if cost((one.rows, one.tokens) for one in cuts) > _WORTHWHILE * now:

@@ -37,8 +37,6 @@ Job = Callable[[], list[float]]
 
 ALIKE = 4
 """Equal branches that a fast engine runs at once, as it does at a fork: several small ones may go side by side."""
-_EXIT = 1
-"""Where the exit stands that is timed: they cost alike at all depths."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +51,30 @@ class Shape:
     crossing: int = 1
     exit: str = ""
     """The form of an exit, where that alone is meant."""
+    end: bool = False
+    """Whether its last layer and head alone are meant, as where the layers before run one by one."""
+
+    @property
+    def part(self) -> int | None:
+        """The part of the branch that is timed, as a backend calls it; None for all of it."""
+        if self.end:
+            return self.fork + self.layers
+        return 1 if self.exit else None
+
+    @property
+    def exits(self) -> tuple[ExitSpec, ...]:
+        """The exits of the branch: the one that is timed, as they cost alike at all depths, or one before its end."""
+        if self.end:
+            return (ExitSpec(depth=self.fork + 1, form=Form.LINEAR),)
+        return (ExitSpec(depth=1, form=Form(self.exit)),) if self.exit else ()
 
     @property
     def id(self) -> str:
         if self.exit:
             return f"{self.reading}/{self.pooling}/exit-{self.exit}"
         latents = f"-m{self.latents}-x{self.crossing}" if self.latents else ""
-        return f"{self.reading}/{self.pooling}/f{self.fork}-l{self.layers}{latents}"
+        end = "-end" if self.end else ""
+        return f"{self.reading}/{self.pooling}/f{self.fork}-l{self.layers}{latents}{end}"
 
 
 def measure(
@@ -84,7 +99,9 @@ def measure(
     for shape in shapes:
         read = [_batch(trunk.encoder, batch, sizes[slot]) for slot in Reading(shape.reading).slots]
         branch = branches[shape.id]
-        jobs["branch", shape.id] = _branch_on(engine.backend, shape, read) if engine else _plain(trunk, branch, read)
+        jobs["branch", shape.id] = (
+            _branch_on(engine.backend, shape, read) if engine else _plain(trunk, branch, shape, read)
+        )
     times: dict[tuple[str, object], list[list[float]]] = {name: [] for name in jobs}
     with torch.inference_mode():
         for job in jobs.values():
@@ -113,8 +130,8 @@ def _branch(trunk: Trunk, shape: Shape, max_tokens: int) -> Branch:
         pooling=Pooling(shape.pooling),
         latents=shape.latents,
         crossing=shape.crossing,
-        exits=(ExitSpec(depth=_EXIT, form=Form(shape.exit)),) if shape.exit else (),
-        speeds=(SpeedPoint(speed=0, quality=1, layers=0, time=1),) if shape.exit else (),
+        exits=shape.exits,
+        speeds=(SpeedPoint(speed=0, quality=1, layers=0, time=1),) if shape.exits else (),
         max_tokens=max_tokens,
         width=trunk.width,
         outputs=2,
@@ -156,16 +173,16 @@ def _trunk(trunk: Trunk, given: TokenBatch) -> Job:
     return run
 
 
-def _plain(trunk: Trunk, branch: Branch, read: Sequence[TokenBatch]) -> Job:
+def _plain(trunk: Trunk, branch: Branch, shape: Shape, read: Sequence[TokenBatch]) -> Job:
     masks = [given.mask for given in read]
     states = [torch.randn(*mask.shape, trunk.width) for mask in masks]
 
     def run() -> list[float]:
         start = time.perf_counter()
-        if branch.spec.exits:
-            branch.at_exit(_EXIT, states[0], masks[0])
+        if shape.exit:
+            branch.at_exit(shape.exits[0].depth, states[0], masks[0])
         else:
-            branch(trunk.encoder, states, masks)
+            (branch.end() if shape.end else branch)(trunk.encoder, states, masks)
         return [time.perf_counter() - start]
 
     return run
@@ -194,10 +211,10 @@ def _branch_on(backend: Backend, shape: Shape, read: Sequence[TokenBatch]) -> Jo
         )
         for given, mask in zip(read, masks, strict=True)
     )
-    # The exits of one task stand at depths of their own.
+    # The exits of one task stand at depths of their own, and layers run one by one for one task at a time.
     calls = [Call(_name(shape.id, copy), states, masks) for copy in range(ALIKE)]
-    if shape.exit:
-        calls = [replace(calls[0], part=_EXIT)]
+    if shape.part is not None:
+        calls = [replace(calls[0], part=shape.part)]
 
     def run() -> list[float]:
         start = time.perf_counter()

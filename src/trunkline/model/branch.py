@@ -116,12 +116,15 @@ class BranchSpec(BaseModel):
         return self.fork + self.layers
 
     def exits_at(self, speed: float) -> frozenset[int]:
-        """The depths at which a row of this speed may leave: those of the last speed in the table that is no higher."""
-        below = [point for point in self.speeds if point.speed <= speed] if speed else []
-        if not below:
+        """The depths at which a row of this speed may leave: those of the last speed in the table that is no higher;
+        all below the first that is not 0, so that what goes by all of them can be proved.
+        """
+        if not speed:
             return frozenset()
-        asked = below[-1].exits
-        return frozenset(one.depth for one in self.exits) if asked is None else frozenset(asked)
+        asked = [point.exits for point in self.speeds if 0 < point.speed <= speed]
+        if not asked or asked[-1] is None:
+            return frozenset(one.depth for one in self.exits)
+        return frozenset(asked[-1])
 
     @property
     def own_exits(self) -> bool:

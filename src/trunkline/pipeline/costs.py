@@ -17,11 +17,12 @@ from trunkline.pipeline.select import READS, TrunkCost
 from trunkline.pipeline.store import Store, key_of
 from trunkline.project.config import CostSettings
 
-COST_VERSION = 2
+COST_VERSION = 3
+END = "end"
 
 BranchShape = tuple[str, str, int, int, int, str]
 """(reading, pooling, own layers, latents, layers that cross, ""): all of a branch that time depends on; or, of an exit,
-its form in the last place.
+its form in the last place, and `END` of the last layer and head of a branch that runs layer by layer.
 """
 
 
@@ -67,6 +68,11 @@ def shape_of(branch: Mapping[str, Any]) -> BranchShape:
 def exit_shape(branch: Mapping[str, Any], form: str) -> BranchShape:
     """The shape of an exit of this form on the way to a finished stage's branch."""
     return branch["reading"], "tokens" if branch["pooling"] == "tokens" else "cls", 0, 0, 1, form
+
+
+def end_shape(branch: Mapping[str, Any]) -> BranchShape:
+    """The shape of the last layer and head of a finished stage's branch, where the layers before run one by one."""
+    return branch["reading"], branch["pooling"], 2, 0, 1, END
 
 
 def measure(
@@ -121,8 +127,10 @@ def _measure(source: Source, cost: CostSettings, names: Mapping[str, BranchShape
     choice = choose(trunk, cost.engine, device="cpu")
     # One fork serves for all: layers of an encoder cost alike wherever they stand.
     timed = {
-        name: timing.Shape(trunk.depth - layers, layers, reading, pooling, latents, crossing, exit)
-        for name, (reading, pooling, layers, latents, crossing, exit) in names.items()
+        name: timing.Shape(
+            trunk.depth - layers, layers, reading, pooling, latents, crossing, "" if part == END else part, part == END
+        )
+        for name, (reading, pooling, layers, latents, crossing, part) in names.items()
     }
     times = timing.measure(trunk, choice, timed.values(), batch=cost.batch, tokens=cost.tokens, repeats=cost.repeats)
     return {

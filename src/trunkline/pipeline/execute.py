@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from trunkline.errors import Problem, ProjectError, TrunklineError
 from trunkline.machine import machine
 from trunkline.model.source import Source
-from trunkline.pipeline.costs import exit_shape, measure, shape_of
+from trunkline.pipeline.costs import end_shape, exit_shape, measure, shape_of
 from trunkline.pipeline.foreign import ask, check_teachers, foreign_teachers, load_logits, save_logits
 from trunkline.pipeline.lessons import REASONS, Lessons, find_taught
 from trunkline.pipeline.select import READS
@@ -320,7 +320,7 @@ class Workshop:
         shapes = {form: exit_shape(branch, form) for form in forms}
         own = end = shape_of(branch)
         if branch["layers"] > 1 and not branch.get("latents"):  # else there are no exits between own layers
-            end = shape_of({**branch, "layers": 1})
+            end = end_shape(branch)
         measured = measure(self.source, self.files.settings.cost, self.store, [own, end, *shapes.values()], self.say)
         [slot] = READS[branch["reading"]]
         exits = {form: measured.branch[shape] for form, shape in shapes.items()}

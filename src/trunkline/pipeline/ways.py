@@ -134,7 +134,11 @@ def _ways(distill: DistillSettings, kind: Kind, teachers: tuple[Teacher, ...]) -
     weighed = {called(name): each for name, each in distill.weights.items() if called(name) in names}
     weightings = list(product(*weighed.values())) if len(teachers) > 1 else [()]
     for temperature, gold_weight, mode, loss, weights in product(
-        distill.temperature, distill.gold_weight, map(Mode, distill.mode), map(Match, distill.loss), weightings
+        distill.temperature[: 1 if numbers else None],
+        distill.gold_weight,
+        map(Mode, distill.mode),
+        map(Match, distill.loss),
+        weightings,
     ):
         same = (numbers and mode is Mode.MEAN_LOGITS) or (len(teachers) == 1 and mode is not Mode.HEADS)
         yield Way(

@@ -40,7 +40,7 @@ _NUMBER = {"type": "number", "minimum": 0, "maximum": 1}
 _NULL = {"type": "null"}
 _ONE = WithJsonSchema({"anyOf": [_NUMBER, _NULL]})
 _EACH = WithJsonSchema({"anyOf": [_NUMBER, {"type": "object", "additionalProperties": _NUMBER}, _NULL]})
-_SPEED = "From 0 (off, the default) to 1: a text leaves a task at the first exit that is less uncertain than this."
+_SPEED = "From 0 (off, the default) to 1: a text leaves at the first exit asked at it that is less uncertain than this."
 _KEEP = "In place of a speed: the fastest that keeps this fraction of the task's quality, as measured on `valid`."
 
 Speed = Annotated[Any, AfterValidator(_for_all), _ONE, Field(description=_SPEED)]

@@ -142,6 +142,9 @@ def add_exits(
         at_depths(outcomes, sorted({depth for depth, _ in places}), forms) if depths else worthwhile(outcomes, places)
     )
     speeds = {"valid": outcomes.points(kept)} if kept else {}
+    if speeds and not depths:
+        asked = {depth for point in speeds["valid"] for depth in point.exits or ()}
+        kept = [place for place in kept if place[0] in asked]
     if not kept or not (depths or least_time(speeds["valid"]) <= 1 - LEAST_GAIN):
         keeps = ", ".join(f"{100 * keep:g}" for keep in KEEPS)
         material.say(

@@ -8,7 +8,7 @@ Notation: n rows, W words of the longest, C outputs, E exits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -91,11 +91,15 @@ class Outcomes:
         self._left = [np.flatnonzero(~np.isin(said.clusters, fold)) for fold in folds]
 
     def points(self, places: Sequence[Place]) -> tuple[SpeedPoint, ...]:
-        """A point for each of `SPEEDS`, with those of the exits at these places that pay at it."""
+        """A point for each of `SPEEDS`, with those of the exits at these places that pay at it, and those that a lower
+        speed asks: at a higher one no row leaves later.
+        """
         errors: dict[bytes, float] = {}
-        points = []
+        points: list[SpeedPoint] = []
+        asked: list[Place] = []
         for speed in SPEEDS:
-            point, names = self._point(self._paying(places, speed), speed)
+            asked = self._paying(places, speed, asked)
+            point, names = self._point(asked, speed)
             if names.tobytes() not in errors:
                 errors[names.tobytes()] = self._error(names)
             points.append(point.model_copy(update={"error": errors[names.tobytes()]}))
@@ -125,20 +129,20 @@ class Outcomes:
         """Whether rows leave where exits agree, so that no row leaves at the first."""
         return compared(self._spec.kind, self._rule)
 
-    def _paying(self, places: Sequence[Place], speed: float) -> list[Place]:
-        """Those of the exits that pay at this speed: without the one that saves least, again and again while it saves
-        less than `LEAST_GAIN`; none where they save less together.
+    def _paying(self, places: Sequence[Place], speed: float, asked: Collection[Place]) -> list[Place]:
+        """Those of the exits that pay at this speed, and those that are `asked` anyway: without the one that saves
+        least, again and again while it saves less than `LEAST_GAIN`; none more where all save less together.
         """
         kept = sorted(places) if speed else []
         least = self._time(kept, speed)
-        while kept:
-            fewer = [[place for place in kept if place is not one] for one in kept]
+        while spare := [place for place in kept if place not in asked]:
+            fewer = [[place for place in kept if place != one] for one in spare]
             times = [self._time(some, speed) for some in fewer]
             best = int(np.argmin(times))
             if times[best] - least >= LEAST_GAIN:
                 break
             kept, least = fewer[best], times[best]
-        return kept if least <= 1 - LEAST_GAIN else []
+        return kept if least <= 1 - LEAST_GAIN else sorted(asked)
 
     def _time(self, places: Sequence[Place], speed: float) -> float:
         """Mean time of a row at this speed with exits at these places, as a fraction of what the head takes."""
@@ -196,6 +200,8 @@ class Outcomes:
         """
         if not names.any():
             return 0.0
+        if len(self._left) < 2:  # one query, or one row
+            return 1.0
         mixture, metric = self._mixture(names), self._said.metric
         try:
             self._head_scores = self._head_scores or [metric(self._said.head, rows) for rows in self._left]
