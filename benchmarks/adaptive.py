@@ -61,7 +61,7 @@ FEWER = (1, 3)
 """Layers of the references."""
 SEEDS = (13, 14, 15)
 DIALS = (
-    *(Dial(speed=speed) for speed in (0.1, 0.3, 0.4, 0.5, 0.8)),
+    *(Dial(speed=speed) for speed in (0.1, 0.4, 0.5, 0.8)),
     *(Dial(keep=keep) for keep in (0.995, 0.99, 0.98)),
 )
 BATCHES = (32, 1)
