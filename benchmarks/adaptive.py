@@ -67,6 +67,7 @@ DIALS = (
 BATCHES = (32, 1)
 TORCH = ("sst2",)
 """Tasks of the paper's setting that torch, the reference, runs too, at the larger batch."""
+COMMAND = "python benchmarks/adaptive.py DATA_FOLDER --work FOLDER"
 ROUNDS = 5
 TIMED = {32: 6, 1: 40}
 """Requests that are timed, by their rows."""
@@ -119,7 +120,14 @@ def main() -> None:
             continue
         choice = choice or choose(ready[0].trunk(), "openvino", "auto", "cpu")
         for found in map(partial(single, choice), ready) if setting == "single" else [merged(choice, ready)]:
-            write([{**row, "machine": machine()} for row in found], options)
+            about = {"command": " ".join([COMMAND, *given(options, setting)]), "machine": machine()}
+            write([{**row, **about} for row in found], options)
+
+
+def given(options: argparse.Namespace, setting: str) -> list[str]:
+    """The arguments that rows of a setting depend on."""
+    fewer = ["--train-rows", str(options.train_rows)] if options.train_rows else []
+    return ["--settings", setting, *fewer, *(["--no-references"] if options.no_references else [])]
 
 
 def write(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
@@ -127,7 +135,7 @@ def write(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
     order = [*(("single", task) for task in SINGLE), *(("merged", task) for task in (*MERGED, "all"))]
     rows = with_rows(options.out, rows, "setting", "task")
     found = {
-        "command": "python benchmarks/adaptive.py DATA_FOLDER --work FOLDER",
+        "command": COMMAND,
         "machine": machine(),
         "rounds": ROUNDS,
         "requests": {str(batch): count for batch, count in TIMED.items()},

@@ -73,14 +73,18 @@ def text(found: dict[str, Any], drawn: str | None) -> str:
             lines += ["", f"## {title}: {backend}, batch {batch}", "", about, "", *table(HEAD, map(_figures, here))]
         lines += _left(mine[0]["backend"], mine, title) if mine else []
     lines += ["", "## What was trained, and where it was measured", ""]
-    lines += table(("setting", "task", "train rows", "seeds", "machine"), _made(rows))
+    lines += table(("setting", "task", "train rows", "seeds", "by", "machine"), _made(rows))
     return "\n".join(lines) + "\n"
 
 
 def _made(rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
-    for (setting, task), row in {(row["setting"], row["task"]): row for row in reversed(rows)}.items():
+    first: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        first.setdefault((row["setting"], row["task"]), row)
+    for (setting, task), row in first.items():
         if task != "all":
-            yield [setting, task, f"{row['train_rows']:,}", str(len(row["seeds"])), words_of(row["machine"])]
+            made = f"`{row['command']}`"
+            yield [setting, task, f"{row['train_rows']:,}", str(len(row["seeds"])), made, words_of(row["machine"])]
 
 
 def _left(backend: str, rows: Sequence[dict[str, Any]], title: str) -> list[str]:

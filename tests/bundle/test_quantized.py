@@ -17,12 +17,14 @@ from trunkline.bundle.merge import merge
 from trunkline.bundle.probes import INT8_TOLERANCE, deviation
 from trunkline.bundle.quantized import quantize
 from trunkline.engine.calibrate import branch_ranges, trunk_ranges
+from trunkline.engine.choose import no_int8
 from trunkline.engine.ranges import Range, Ranges
 from trunkline.errors import BundleError, ProbeError
 from trunkline.model.branch import Branch, load_branch, save_branch
 from trunkline.serving.loading import prove, quality
 
 pytest.importorskip("trunkline.engine.runtime", reason="OpenVINO is an extra", exc_type=ImportError)
+pytestmark = pytest.mark.skipif(no_int8() is not None, reason=no_int8() or "")
 
 TASKS = ("intent", "slots", "same")
 

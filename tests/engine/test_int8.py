@@ -14,7 +14,7 @@ from tiny import tiny_encoder
 
 from trunkline.engine import Input, ItemError
 from trunkline.engine.calibrate import branch_ranges, fit, rounded, trunk_ranges
-from trunkline.engine.choose import INT8, Choice, choose
+from trunkline.engine.choose import INT8, Choice, choose, no_int8
 from trunkline.engine.load import Loader
 from trunkline.engine.planned import PlannedEngine
 from trunkline.engine.ranges import Range, Ranges, integer_weights, read_ranges, write_ranges
@@ -26,6 +26,7 @@ from trunkline.model.trunk import Trunk
 from trunkline.project.tasks import probabilities
 
 pytest.importorskip("trunkline.engine.runtime", reason="OpenVINO is an extra", exc_type=ImportError)
+pytestmark = pytest.mark.skipif(no_int8() is not None, reason=no_int8() or "")
 
 CHOICE = Choice("openvino", INT8, "cpu", "a test", "float32")
 NEAR = 0.15  # of a probability; the tiny encoders' random weights make more of a rounding than trained ones do

@@ -8,11 +8,13 @@ import pytest
 from projects import SORTS, Heard, write_project, write_task
 
 from trunkline.bundle.manifest import Int8Entry, read_manifest
+from trunkline.engine.choose import no_int8
 from trunkline.errors import StoreError
 from trunkline.pipeline.project import Project
 from trunkline.pipeline.quantize import quantize
 
 pytest.importorskip("trunkline.engine.runtime", reason="OpenVINO is an extra", exc_type=ImportError)
+pytestmark = pytest.mark.skipif(no_int8() is not None, reason=no_int8() or "")
 
 
 def int8_of(project: Project) -> Int8Entry:

@@ -173,7 +173,7 @@ def test_limits_are_named_with_their_numbers() -> None:
     ("given", "message"),
     [
         ("item=5", "did you mean 'items'"),
-        ("items", "--limit items=: "),
+        ("items", "--limit items: write NAME=NUMBER"),
         ("items=0", "--limit items=0: Input should be greater than or equal to 1"),
         ("items=many", "--limit items=many: "),
         ("deadline_ms=inf", "--limit deadline_ms=inf: "),

@@ -5,6 +5,7 @@ Knows names and features; builds nothing that it does not throw away.
 
 from __future__ import annotations
 
+import platform
 import re
 import statistics
 import time
@@ -96,11 +97,22 @@ def choose(
     return _measured(trunk)
 
 
+def no_int8() -> str | None:
+    """Why this CPU gives no sound answers in int8, None where it does."""
+    import torch
+
+    if platform.machine() in ("x86_64", "AMD64") and not torch.cpu._is_vnni_supported():
+        return "int8 takes a CPU with VNNI: on this one sums of 8-bit products overflow, and answers would be wrong"
+    return None
+
+
 def _in_int8(engine: str, device: str, family: str, rest: str) -> Choice:
     if engine == "torch" or device.startswith("cuda"):
         raise UsageError("int8 takes the engine openvino, on the CPU")
     if (reason := no_openvino(family)) is not None:
         raise UsageError(f"int8 takes the engine openvino: {reason}")
+    if (reason := no_int8()) is not None:
+        raise UsageError(reason)
     if rest == "bfloat16" and not _has_bfloat16():
         return Choice("openvino", INT8, "cpu", "as asked; the rest in float32: this CPU has no bfloat16", "float32")
     return Choice("openvino", INT8, "cpu", f"as asked; the rest in {rest}, as measured", rest)
