@@ -58,3 +58,14 @@ def test_what_cannot_be_is_refused(tmp_path: Path, asked: tuple[str, ...], messa
         pytest.skip("there is a GPU")
     with pytest.raises(UsageError, match=message):
         choose(trunk(tmp_path), *asked)
+
+
+def test_int8_is_refused_where_its_sums_overflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trunkline.engine.choose.platform.machine", lambda: "x86_64")
+    for exact in (True, False):
+        monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda exact=exact: exact)
+        if exact:
+            assert choose(trunk(tmp_path / "a"), "openvino", "int8").dtype == "int8"
+        else:
+            with pytest.raises(UsageError, match="int8 takes a CPU with VNNI"):
+                choose(trunk(tmp_path / "b"), "openvino", "int8")

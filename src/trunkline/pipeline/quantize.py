@@ -67,10 +67,11 @@ def _built(
     from trunkline.bundle.loaded import load_task, load_trunk
     from trunkline.bundle.quantized import quantize as build
     from trunkline.engine.calibrate import branch_ranges, trunk_ranges
-    from trunkline.engine.choose import choose
+    from trunkline.engine.choose import INT8, choose
 
     manifest = read_manifest(folder)
     trunk = load_trunk(folder / TRUNK, manifest.trunk.fingerprint)
+    choose(trunk, "openvino", INT8, device="cpu")  # what cannot run here is refused before anything is calibrated
     branches = {task: load_task(folder / entry.file, task, trunk) for task, entry in manifest.branches.items()}
     ranges = None
     if anew:
