@@ -117,7 +117,7 @@ def test_promise_2_add_replace_and_remove_touch_no_other_task(made: Made, tmp_pa
 tasks_of = st.sets(st.sampled_from(sorted(ALL_SORTS)), min_size=1)
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(before=tasks_of, after=tasks_of, draw=st.randoms())
 def test_promise_2_holds_from_any_set_of_tasks_to_any_other(
     made: Made, tmp_path_factory: pytest.TempPathFactory, before: set[str], after: set[str], draw: random.Random

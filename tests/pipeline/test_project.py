@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from projects import SORTS, Heard, write_settings, write_task
+from projects import SORTS, Heard, write_project, write_settings, write_task
 from tiny import tiny_encoder
 
 from trunkline.atomic import InUse
@@ -525,10 +525,10 @@ def test_damage_to_a_waiting_tasks_branch_does_not_reach_the_next_release(done: 
     assert after["intent"] == before["intent"]
 
 
-def test_costs_are_those_of_the_engine_that_is_asked_for(done: Path) -> None:
+def test_costs_are_those_of_the_engine_that_is_asked_for(tmp_path: Path, encoder: Path) -> None:
     pytest.importorskip("trunkline.engine.runtime", reason="OpenVINO is an extra", exc_type=ImportError)
-    write_settings(done, cost={"batch": 2, "tokens": 8, "repeats": 2, "engine": "openvino"})
-    report = Project.load(done).run().report
+    cost = {"batch": 2, "tokens": 8, "repeats": 2, "engine": "openvino"}
+    report = Project.load(write_project(tmp_path, {"same": SORTS["same"]}, encoder=encoder, cost=cost)).run().report
     assert report["cost"]["engine"] == "openvino"
     assert report["cost"]["dtype"] in ("float32", "bfloat16")
     assert report["merged"]["relative_time"] > 0
