@@ -586,14 +586,14 @@ def test_what_exits_save_is_measured_alone_and_merged(
     assert f"| merged | sst2 | {rows[-1]['train_rows'] // 2} | 1 | " in page.read_text()
 
     monkeypatch.setattr(script, "DIALS", (script.Dial(speed=0.5),))
-    again = ["--settings", "single", "--tasks", "sst2", "--no-references"]
+    again = ["--settings", "single", "--tasks", "agnews", "--no-references"]
     monkeypatch.setattr(sys, "argv", [*line[: line.index("--tasks")], *again, "--out", str(out), "--page", str(page)])
     script.main()
     after = json.loads(out.read_text())["rows"]
-    new = [row for row in after if (row["setting"], row["task"]) == ("single", "sst2")]
+    new = [row for row in after if (row["setting"], row["task"]) == ("single", "agnews")]
     assert {(row["model"], row["speed"]) for row in new} == {("exits", 0.5)}  # in the place of the old ones
     assert [row for row in after if row not in new] == [
-        row for row in rows if (row["setting"], row["task"]) != ("single", "sst2")
+        row for row in rows if (row["setting"], row["task"]) != ("single", "agnews")
     ]
 
 

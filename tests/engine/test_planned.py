@@ -131,7 +131,7 @@ def test_bfloat16_holds_over_long_texts_in_every_family(tmp_path: Path, family: 
     loader, _ = loaded(tmp_path, family, "bfloat16")
     sort = {"kind": "classification", "fork": 3, "layers": 1, "max_tokens": 512}
     branches = {"long": random_branch(loader.trunk, "long", **sort)}
-    inputs = [Input(" ".join(f"{i} play some music at {i + n}" for i in range(80))) for n in range(4)]
+    inputs = [Input(" ".join(f"{i} play some music at {i + n}" for i in range(80))) for n in range(2)]
     expected = TorchEngine(loader.trunk, branches).logits(inputs, ["long"])
     found = engine_of(loader, branches).logits(inputs, ["long"])
     # ModernBERT, whose rotary angles bfloat16 cannot hold, is 0.019 off here; MPNet and RoBERTa are 0.002 and 0.003.

@@ -68,7 +68,7 @@ def engines(made: tuple[Trunk, dict[str, Branch]]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["openvino", "gpu"])
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(jobs=batches(TASKS))
 def test_rows_of_mixed_speeds_in_one_batch_equal_the_rows_run_one_by_one(
     engines: Mapping[str, Engine], name: str, jobs: list[Job]

@@ -180,7 +180,7 @@ def check_isolation(
             assert bits(every[task]) == bits(changed[task])
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @isolation
 def test_promise_2_other_tasks_change_no_bit_when_one_is_added_replaced_removed_or_asked_for(
     trunk: Trunk,
