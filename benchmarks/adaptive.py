@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=("single", "merged"), default=("single", "merged"))
     parser.add_argument("--tasks", nargs="+", help="some of the tasks, instead of all of a setting's")
     parser.add_argument("--train-rows", type=int, default=0, help="most rows of a task that are trained on (0: all)")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="at most so many seeds of a small task")
     parser.add_argument("--no-references", action="store_true", help="without the models that have fewer layers")
     parser.add_argument("--train-only", action="store_true", help="measure nothing, as where others use the machine")
     parser.add_argument("--out", type=Path, default=RESULT, help="result file")
@@ -113,7 +114,9 @@ def main() -> None:
     for setting in options.settings:
         names = [task for task in (SINGLE if setting == "single" else MERGED) if task in (options.tasks or (task,))]
         ready = [
-            trained(prepared(options, setting, [name], references=not options.no_references), name, setting)
+            trained(
+                prepared(options, setting, [name], references=not options.no_references), name, setting, options.seeds
+            )
             for name in names
         ]
         if options.train_only:
@@ -127,6 +130,7 @@ def main() -> None:
 def given(options: argparse.Namespace, setting: str) -> list[str]:
     """The arguments that rows of a setting depend on."""
     fewer = ["--train-rows", str(options.train_rows)] if options.train_rows else []
+    fewer += ["--seeds", str(options.seeds)] if setting == "single" and options.seeds < len(SEEDS) else []
     return ["--settings", setting, *fewer, *(["--no-references"] if options.no_references else [])]
 
 
@@ -181,10 +185,12 @@ def random_encoder(vocabulary: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def trained(project: Project, name: str, setting: str) -> Ready:
-    """A task's branches, three seeds of them for small tasks in the paper's setting, and there its references."""
+def trained(project: Project, name: str, setting: str, seeds: int = len(SEEDS)) -> Ready:
+    """A task's branches, one for each of the first `seeds` for small tasks in the paper's setting, and there its
+    references.
+    """
     branches = {}
-    for seed in SEEDS if setting == "single" and name in SMALL else SEEDS[:1]:
+    for seed in SEEDS[: seeds if setting == "single" and name in SMALL else 1]:
         settings = with_values(project.files.settings, seed=seed)
         mine = project.over(replace(project.files, settings=settings, tasks={name: project.task(name)}))
         [tuned] = [stage.id for stage in mine.graph.of(name, StageKind.TUNE)]

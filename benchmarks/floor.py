@@ -124,9 +124,10 @@ def measure(options: argparse.Namespace) -> None:
     bundle = options.work / "bundles" / made["bundle"]
     verify(bundle)
     cores = Cores.kept_apart()
+    fewer = f" --train-rows {options.train_rows}" if options.train_rows else ""
     about = {
         **made,
-        "command": "python benchmarks/floor.py --data DATA_FOLDER --work FOLDER",
+        "command": f"python benchmarks/floor.py --data DATA_FOLDER --work FOLDER{fewer}",
         "machine": machine(),
         "cores": cores.words(),
         "floor": options.floor,
