@@ -75,7 +75,9 @@ def text(found: dict[str, Any], drawn: str) -> str:
         "The plot is the first round, second by second; the table is over all rounds: shares of the requests, and",
         "medians of the rounds' means. *Too late* is an answer after the deadline, or none by then. *Layers* are a",
         "fraction of full depth. The last column is how many answers are correct, as a fraction of what full depth",
-        "gets right on the same rows: the floor says what should be left of it.",
+        "gets right on the same rows: the floor says what should be left of it. It is of those "
+        f"{sum(one is not None for one in capacity['correct']):,} of {len(capacity['correct']):,}",
+        "different requests that were answered while the capacity was measured; seconds without any leave a gap.",
         "",
         *table(HEAD, _lines(found)),
         "",
