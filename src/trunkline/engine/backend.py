@@ -27,8 +27,8 @@ class ScopeAt:
 
 
 Part = int | ScopeAt | None
-"""None for the branch from its fork on, the depth of one of its exits in the trunk for that exit, its full depth for
-its last own layer and head, from the states of the layer before, and `ScopeAt`."""
+"""None for the branch from its fork on, the depth of one of its exits for that exit, its full depth for its last own
+layer and head, from the states of the layer before, and `ScopeAt`."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,8 @@ class Backend(Protocol):
         """The states after trunk layer `index`."""
         ...
 
-    def own_layer(self, task: str, index: int, states: States, mask: Mask) -> tuple[States, Logits | None]:
-        """The states after own layer `index` of a branch that has exits between its own layers, and the logits of the
-        exit there, if there is one; not after its last.
-        """
+    def own_layer(self, task: str, index: int, states: States, mask: Mask) -> States:
+        """The states after own layer `index` of a branch that has exits between its own layers; not after its last."""
         ...
 
     def branches(self, calls: Sequence[Call]) -> list[Logits]:

@@ -66,14 +66,11 @@ class GpuBackend:
         return self.encoder.run(self.encoder.layers[index], index, states, context)
 
     @torch.inference_mode()
-    def own_layer(self, task: str, index: int, states: Tensor, mask: Mask) -> tuple[Tensor, Logits | None]:
-        """The states after own layer `index` of a branch, and the logits of the exit there, if there is one."""
-        part, shown = self.parts[task], self._masked(mask)
-        place = part.spec.fork + index
-        context = self.encoder.context(shown, states.dtype)
-        after = self.encoder.run(part.branch.layers[index], place, states, context)
-        leave = part.modules.get(place + 1)
-        return after, None if leave is None else leave(after, shown).float().cpu().numpy()
+    def own_layer(self, task: str, index: int, states: Tensor, mask: Mask) -> Tensor:
+        """The states after own layer `index` of a branch."""
+        branch = self.parts[task].branch
+        context = self.encoder.context(self._masked(mask), states.dtype)
+        return self.encoder.run(branch.layers[index], branch.spec.fork + index, states, context)
 
     @torch.inference_mode()
     def branches(self, calls: Sequence[Call]) -> list[Logits]:

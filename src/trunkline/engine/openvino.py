@@ -55,8 +55,7 @@ class Piece:
 class Part:
     """A compiled branch, which backends may share: each makes requests of its own.
 
-    `pieces` are by `Call.part`; `own` are its own layers but the last, where there are exits between them, each with
-    the exit after it.
+    `pieces` are by `Call.part`; `own` are its own layers but the last, where there are exits between them.
     """
 
     spec: BranchSpec
@@ -101,11 +100,9 @@ class OpenVinoBackend:
         """The states after trunk layer `index`."""
         return self._states(self._layers[index + 1], [states, ov.Tensor(mask)], mask)
 
-    def own_layer(self, task: str, index: int, states: States, mask: Mask) -> tuple[States, Logits | None]:
-        """The states after own layer `index` of a branch, and the logits of the exit there, if there is one."""
-        request = self._own[task][index]
-        after = self._states(request, [states, ov.Tensor(mask)], mask)
-        return after, request.get_output_tensor(1).data.copy() if len(request.model_outputs) > 1 else None
+    def own_layer(self, task: str, index: int, states: States, mask: Mask) -> States:
+        """The states after own layer `index` of a branch."""
+        return self._states(self._own[task][index], [states, ov.Tensor(mask)], mask)
 
     def _states(self, request: Any, inputs: Sequence[Any], mask: Mask) -> States:
         """What a request makes of its inputs, in memory of its own: the next batch goes through the same request."""
@@ -200,12 +197,9 @@ class Builder:
         spec = branch.spec
         form, whole = self._whole(branch, lambda form: branch_linears(branch, form), ranges)
         pieces: dict[Name, Piece] = {None: whole}
-        exits = {
-            one.depth: (("exit", one.form, *_graph(spec)), rewrite.exit_alone(branch, one.depth)) for one in spec.exits
-        }
-        for depth, (structure, module) in exits.items():
-            if depth <= spec.fork:
-                pieces[depth] = Piece(self._compile(self._piece(structure, module, slots=1), 1), small=True)
+        for one in spec.exits:
+            like, module = ("exit", one.form, *_graph(spec)), rewrite.exit_alone(branch, one.depth)
+            pieces[one.depth] = self._compiled(self._piece(like, module, slots=1), small=one.depth <= spec.fork)
         if spec.scope is not None:
             for place in spec.scope.depths:
                 like = ("scope", place.directions, spec.scope.classes, len(spec.reading.slots))
@@ -215,7 +209,7 @@ class Builder:
         if spec.own_exits:
             linears = [own_linears(branch, place) for place in range(spec.layers)]
             own = tuple(
-                self._layer(layer, index, linears[index - spec.fork], ranges, exits.get(index + 1))
+                self._layer(layer, index, linears[index - spec.fork], ranges)
                 for index, layer in enumerate(branch.layers[:-1], spec.fork)
             )
             pieces[spec.depth] = self._whole(
@@ -233,8 +227,10 @@ class Builder:
         form, module = rewrite.cheapest(branch, self.encoder)
         model = self._piece((form, *_graph(spec)), module, slots=len(spec.reading.slots))
         round_linears(model, linears(form), ranges)
-        small = _small(spec, form) and not alone
-        return form, Piece(self._compile(model, 1 if small else self.threads), small)
+        return form, self._compiled(model, small=_small(spec, form) and not alone)
+
+    def _compiled(self, model: Any, *, small: bool) -> Piece:
+        return Piece(self._compile(model, 1 if small else self.threads), small)
 
     def _piece(self, structure: tuple[object, ...], module: nn.Module, *, slots: int) -> Any:
         """The model of something that gives logits from the states of so many texts."""
@@ -261,22 +257,12 @@ class Builder:
         layer = self.encoder.layers[index]
         return self._layer(layer, index, trunk_linears(layer, index), self.ranges)
 
-    def _layer(
-        self,
-        layer: nn.Module,
-        index: int,
-        linears: dict[str, nn.Linear],
-        ranges: Ranges,
-        leaving: tuple[object, nn.Module] | None = None,
-    ) -> Compiled:
-        """A layer in the place of the encoder's at `index`: its own, or a branch's with the exit after it, if there is
-        one, as its structure and its module. In one graph all cores share an exit, and its states are at hand.
-        """
+    def _layer(self, layer: nn.Module, index: int, linears: dict[str, nn.Linear], ranges: Ranges) -> Compiled:
+        """A layer in the place of the encoder's at `index`: its own, or a branch's."""
         # Layers of one family differ in little besides weights: the first in a convolution, some in their window.
-        like, leave = leaving or (None, None)
-        structure = ("layer", index == 0, getattr(layer, "attention_type", None), like)
+        structure = ("layer", index == 0, getattr(layer, "attention_type", None))
         example = (torch.randn(2, 6, self.encoder.width), _ones(2, 6))
-        model = self._converter.convert(structure, _Layer(self.encoder, layer, index, leave), example, states_out=True)
+        model = self._converter.convert(structure, _Layer(self.encoder, layer, index), example, states_out=True)
         round_linears(model, linears, ranges)
         return self._compile(model, self.threads)
 
@@ -303,17 +289,15 @@ class _Embed(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, encoder: Encoder, layer: nn.Module, index: int, leave: nn.Module | None) -> None:
+    def __init__(self, encoder: Encoder, layer: nn.Module, index: int) -> None:
         super().__init__()
         self._encoder = [encoder]
         self.index = index
         self.layer = layer
-        self.leave = leave
 
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         encoder = self._encoder[0]
-        after = encoder.run(self.layer, self.index, states, encoder.context(mask, states.dtype))
-        return after if self.leave is None else (after, self.leave(after, mask))
+        return encoder.run(self.layer, self.index, states, encoder.context(mask, states.dtype))
 
 
 _NOT_IN_GRAPH = {

@@ -36,14 +36,11 @@ _WORTHWHILE = 0.95
 
 @dataclass
 class _Batch:
-    """Rows of a pass that go together: their numbers, and their states with filler rows at the end; `said` are the
-    logits of an exit that was computed with the layer before.
-    """
+    """Rows of a pass that go together: their numbers, and their states with filler rows at the end."""
 
     rows: Numbers
     states: States
     mask: Mask
-    said: Logits | None = None
 
 
 class _Carried:
@@ -98,12 +95,9 @@ class _Carried:
             batches.append(self._gathered(order, taken, one.rows, one.tokens))
         return _Carried(self._backend, self._lengths, self._cutter, batches)
 
-    def through(self, layer: Callable[[States, Mask], tuple[States, Logits | None]]) -> _Carried:
-        """The same rows after a layer, which gives states and, where an exit goes with it, what that says."""
-        after = []
-        for batch in self.batches:
-            states, said = layer(batch.states, batch.mask)
-            after.append(_Batch(batch.rows, states, batch.mask, said))
+    def through(self, layer: Callable[[States, Mask], States]) -> _Carried:
+        """The same rows after a layer."""
+        after = [_Batch(batch.rows, layer(batch.states, batch.mask), batch.mask) for batch in self.batches]
         return _Carried(self._backend, self._lengths, self._cutter, after)
 
     def _gathered(self, numbers: Numbers, taken: Sequence[tuple[States, Numbers]], rows: int, tokens: int) -> _Batch:
@@ -238,14 +232,11 @@ class Pass:
                 deepest = self._shrink(depth)
             if deepest <= depth:
                 break
-            self._carried = self._carried.through(partial(self._layer, depth))
+            self._carried = self._carried.through(partial(self.backend.layer, depth))
             layers += self._carried.count
             depth += 1
         spent = time.perf_counter() - self._started - self._branching
         self.asked.work += self._work + Work(trunk=spent, branches=self._branching, layers=layers)
-
-    def _layer(self, index: int, states: States, mask: Mask) -> tuple[States, None]:
-        return self.backend.layer(index, states, mask), None
 
     def _shrink(self, depth: int) -> int:
         """How deep any row must still go; those that must go on do so alone where that leaves less to compute."""
@@ -334,7 +325,7 @@ class Pass:
             carried = carried.through(partial(self.backend.own_layer, asking.task, index))
             depth = spec.fork + index + 1
             readers = list(_readers(asking, np.intersect1d(asks, asking.leaving(depth)), carried))
-            self._leave(readers, [batch.said for _, _, batch, _ in readers if batch.said is not None], depth)
+            self._leave(readers, self._call(readers, depth), depth)
             asks = asks[asking.waiting[asks]]
             if not len(asks):
                 return
