@@ -10,6 +10,7 @@ Notation: R rows of a batch, T tokens, n rows that a task is asked of, C outputs
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,9 @@ class _Carried:
 
     def of(self, rows: Numbers) -> Iterator[tuple[_Batch, Numbers, Numbers]]:
         """Where these rows stand: a batch, which of them are in it, and their places there."""
+        if len(self.batches) == 1 and len(rows):
+            yield self.batches[0], np.arange(len(rows)), self._place[rows]
+            return
         batches = self._batch[rows]
         for number, batch in enumerate(self.batches):
             found = np.flatnonzero(batches == number)
@@ -79,9 +83,10 @@ class _Carried:
 
     def shrunk(self, rows: Numbers) -> _Carried:
         """These rows alone, if there are any, cut anew where that leaves less to compute."""
+        if not len(rows) or (len(rows) == self.count and len(self.batches) == 1):
+            return self
         now = cost(batch.mask.shape for batch in self.batches)
-        whole = len(rows) == self.count and len(self.batches) == 1
-        if whole or not len(rows) or self._lengths[rows].sum() > _WORTHWHILE * now:
+        if self._lengths[rows].sum() > _WORTHWHILE * now:
             return self
         cuts = self._cutter(self._lengths[rows].tolist())
         if cost((one.rows, one.tokens) for one in cuts) > _WORTHWHILE * now:
@@ -97,8 +102,9 @@ class _Carried:
 
     def through(self, layer: Callable[[States, Mask], States]) -> _Carried:
         """The same rows after a layer."""
-        after = [_Batch(batch.rows, layer(batch.states, batch.mask), batch.mask) for batch in self.batches]
-        return _Carried(self._backend, self._lengths, self._cutter, after)
+        after = copy.copy(self)
+        after.batches = [_Batch(batch.rows, layer(batch.states, batch.mask), batch.mask) for batch in self.batches]
+        return after
 
     def _gathered(self, numbers: Numbers, taken: Sequence[tuple[States, Numbers]], rows: int, tokens: int) -> _Batch:
         mask = mask_of(self._lengths[numbers], rows, tokens)
@@ -113,15 +119,20 @@ class _Asking:
     def __init__(self, task: str, spec: BranchSpec, asks: Sequence[tuple[int, Ask, list[int]]], tokens: int) -> None:
         self.task = task
         self.spec = spec
-        self.rows: Numbers = np.asarray([row for row, _, _ in asks])  # (n,)
+        self.rows: Numbers = np.asarray([row for row, _, _ in asks])  # (n,), rising
+        self._once = len({row for row, _, _ in asks}) == len(asks)
         self.jobs = [jobs for _, _, jobs in asks]
         self.waiting = np.ones(len(asks), dtype=bool)
         self._speeds = np.asarray([ask.speed for _, ask, _ in asks])  # (n,)
         self._early = self._speeds > 0
         self._may_leave = np.zeros((len(asks), spec.depth), dtype=bool)  # (n, depth)
-        for speed in np.unique(self._speeds).tolist():
-            self._may_leave[np.ix_(self._speeds == speed, sorted(spec.exits_at(speed)))] = True
-        self.dialled = bool(self._early.any())
+        self.stops = {spec.fork}  # depths at which something of it is read
+        speeds = {ask.speed for _, ask, _ in asks if ask.speed}
+        for speed in speeds:
+            exits = sorted(spec.exits_at(speed))
+            self._may_leave[np.ix_(self._speeds == speed, exits)] = True
+            self.stops.update(exits)
+        self.dialled = bool(speeds)
         self.scope = None if spec.scope is None else np.zeros(len(asks), dtype=np.float32)  # (n,) where last taken
         if self.dialled:
             self._trail = Trail(spec.kind, spec.rule, rows=len(asks), std=spec.std)
@@ -130,6 +141,11 @@ class _Asking:
             self._words = np.zeros((len(asks), tokens), dtype=bool)
             for words, (_, ask, _) in zip(self._words, asks, strict=True):
                 words[list(ask.words)] = True
+
+    def rows_of(self, asks: Numbers) -> Numbers:
+        """The rows of these asks, which rise, each row once."""
+        rows = self.rows[asks]
+        return rows if self._once else np.unique(rows)
 
     def leaving(self, depth: int) -> Numbers:
         """Those that wait and may leave at this depth."""
@@ -221,15 +237,18 @@ class Pass:
         self._asking = [_Asking(task, backend.specs[task], asks, longest) for task, asks in found.items()]
         self._dialled = [asking for asking in self._asking if asking.dialled]
         self._kept = np.asarray([max(row.kept, default=0) for row in self.rows])
+        self._keeping = {depth for row in self.rows for depth in row.kept}
+        self._stops = self._keeping.union(*(asking.stops for asking in self._asking))
 
     def run(self) -> None:
         """Every row as deep as it is needed."""
         depth, layers = 0, 0
         deepest = max(row.depth for row in self.rows)
         while True:
-            self._stop(depth)
-            if self._dialled:
-                deepest = self._shrink(depth)
+            if depth in self._stops:  # elsewhere nobody reads, leaves or is done
+                self._stop(depth)
+                if self._dialled:
+                    deepest = self._shrink(depth)
             if deepest <= depth:
                 break
             self._carried = self._carried.through(partial(self.backend.layer, depth))
@@ -256,7 +275,7 @@ class Pass:
             self._exits(depth)
         self._forks(depth)
         self._branching += time.perf_counter() - started
-        for batch in self._carried.batches:
+        for batch in self._carried.batches if depth in self._keeping else ():
             for place, number in enumerate(batch.rows):
                 row = self.rows[number]
                 if depth in row.kept:
@@ -268,7 +287,7 @@ class Pass:
         for asking in self._asking:
             asks = asking.judged(depth)
             if len(asks):
-                rows = np.unique(asking.rows[asks])
+                rows = asking.rows_of(asks)
                 readers += _readers(asking, asks, self._part(rows) if depth == asking.spec.fork else self._about(rows))
         for (asking, asks, _, places), values in zip(readers, self._call(readers, ScopeAt(depth)), strict=True):
             if asking.scope is not None:
@@ -280,7 +299,7 @@ class Pass:
         for asking in self._dialled:
             asks = asking.leaving(depth) if depth <= asking.spec.fork else np.arange(0)
             if len(asks):
-                readers += _readers(asking, asks, self._about(np.unique(asking.rows[asks])))
+                readers += _readers(asking, asks, self._about(asking.rows_of(asks)))
         self._leave(readers, self._call(readers, depth), depth)
 
     def _about(self, rows: Numbers) -> _Carried:
@@ -311,7 +330,7 @@ class Pass:
             if asking.spec.fork == depth:
                 self._own(asking)
                 asks = np.flatnonzero(asking.waiting)
-                readers += _readers(asking, asks, self._part(np.unique(asking.rows[asks])))
+                readers += _readers(asking, asks, self._part(asking.rows_of(asks)))
         self._end(readers, None)
 
     def _own(self, asking: _Asking) -> None:
@@ -319,17 +338,17 @@ class Pass:
         spec, asks = asking.spec, asking.leaving_own()
         if not len(asks):
             return
-        carried = self._part(np.unique(asking.rows[asks]))
+        carried = self._part(asking.rows_of(asks))
         for index in range(spec.layers - 1):
-            carried = carried.shrunk(np.unique(asking.rows[asks]))
+            carried = carried.shrunk(asking.rows_of(asks))
             carried = carried.through(partial(self.backend.own_layer, asking.task, index))
             depth = spec.fork + index + 1
-            readers = list(_readers(asking, np.intersect1d(asks, asking.leaving(depth)), carried))
+            readers = list(_readers(asking, asking.leaving(depth), carried))
             self._leave(readers, self._call(readers, depth), depth)
             asks = asks[asking.waiting[asks]]
             if not len(asks):
                 return
-        self._end(list(_readers(asking, asks, carried.part(np.unique(asking.rows[asks])))), spec.depth)
+        self._end(list(_readers(asking, asks, carried.part(asking.rows_of(asks)))), spec.depth)
 
     def _end(self, readers: Sequence[_Reader], part: Part) -> None:
         for (asking, asks, _, places), values in zip(readers, self._call(readers, part), strict=True):
@@ -343,6 +362,8 @@ class Pass:
     def _answer(
         self, asking: _Asking, asks: Numbers, logits: Logits, depth: int, unsure: Sequence[float | None]
     ) -> None:
+        if not len(asks):
+            return
         asking.waiting[asks] = False
         jobs = [asking.jobs[ask] for ask in asks.tolist()]
         scope = None if asking.scope is None else asking.scope[asks]
@@ -359,6 +380,8 @@ def _joined(parts: Sequence[Logits]) -> Logits:
 
 def run_calls(backend: Backend, calls: Sequence[Call]) -> list[Logits]:
     """Logits of each call. Raises RuntimeError where a branch does not give one for each row."""
+    if not calls:
+        return []
     found = backend.branches(calls)
     for call, values in zip(calls, found, strict=True):
         if len(values) != len(call.masks[0]):

@@ -116,6 +116,11 @@ def least_quality(full: float, keep: float) -> float:
     return full - (1 - keep) * abs(full)
 
 
+def compared(kind: Kind, rule: Rule) -> bool:
+    """Whether rows of this kind leave by this rule where exits agree, so that no row leaves at the first."""
+    return rule is Rule.PATIENCE or kind is Kind.REGRESSION
+
+
 class Trail:
     """Follows rows of one task from exit to exit, and says how unsure each exit is of them."""
 
@@ -143,6 +148,12 @@ class Trail:
     def _of(
         self, values: Floats, rows: NDArray[np.int64], words: NDArray[np.bool_] | None, sound: NDArray[np.bool_]
     ) -> Floats:
+        if not compared(self._kind, self._rule):
+            entropies = _entropies(self._kind, values)
+            if entropies.ndim == 1:
+                return entropies
+            most: Floats = np.max(entropies, axis=1, initial=0.0, where=True if words is None else words)
+            return most
         said = self._answers(values)
         if words is not None:
             said = np.where(words, said, -1)
@@ -154,13 +165,7 @@ class Trail:
         self._said[rows], self._seen[rows] = said, sound
         if self._rule is Rule.PATIENCE:
             return 1 / (1 + self._agreed[rows])
-        if self._kind is Kind.REGRESSION:
-            return np.where(seen, np.minimum(gaps, 1.0), 1.0)
-        entropies = _entropies(self._kind, values)
-        if entropies.ndim == 1:
-            return entropies
-        most: Floats = np.max(entropies, axis=1, initial=0.0, where=True if words is None else words)
-        return most
+        return np.where(seen, np.minimum(gaps, 1.0), 1.0)
 
     def _answers(self, values: Floats) -> Floats:
         """What an exit says of each row, so that two can be compared."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from trunkline.model.branch import Branch, BranchSpec, Reading, in_unit, may_exit, scope_depths
 from trunkline.model.exits import ExitSpec, Form, new_exit
 from trunkline.model.scope import Scope
-from trunkline.project.speed import Rule, SpeedPoint, fastest
+from trunkline.project.speed import Rule, SpeedPoint, compared, fastest
 from trunkline.project.tasks import Kind
 from trunkline.training.calibration import fit_temperature, flatten
 from trunkline.training.candidates import Report
@@ -34,7 +34,6 @@ from trunkline.training.leaving import (
     Prices,
     Said,
     at_depths,
-    compared,
     least_time,
     worthwhile,
 )

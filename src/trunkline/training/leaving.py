@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from trunkline.errors import ProjectError
 from trunkline.model.branch import BranchSpec
 from trunkline.model.exits import Form
-from trunkline.project.speed import Floats, Rule, SpeedPoint, Trail, fastest, least_quality
-from trunkline.project.tasks import Kind
+from trunkline.project.speed import Floats, Rule, SpeedPoint, Trail, compared, fastest, least_quality
 
 SPEEDS = tuple(round((step / 40) ** 2, 4) for step in range(41))
 """Fine near 0: an exit that is right for nearly all rows is sure of them."""
@@ -219,11 +218,6 @@ class Outcomes:
 
 def _asked(places: Sequence[Place], point: SpeedPoint) -> list[Place]:
     return [place for place in sorted(places) if point.exits is None or place[0] in point.exits]
-
-
-def compared(kind: Kind, rule: Rule) -> bool:
-    """Whether rows of this kind leave by this rule where exits agree, so that no row leaves at the first."""
-    return rule is Rule.PATIENCE or kind is Kind.REGRESSION
 
 
 def least_time(points: Sequence[SpeedPoint]) -> float:
