@@ -26,7 +26,14 @@ POINTS = [{"speed": speed, "quality": 0.9, "layers": 3.0, "time": 1 - speed} for
 SORTS: dict[str, dict[str, Any]] = {
     "intent": {"exits": [{"depth": 1, "form": "linear"}], "speeds": POINTS},
     "tone": {"kind": "multilabel", "fork": 1, "layers": 1},
-    "urgency": {"kind": "regression", "fork": 3, "layers": 1, "mean": 3.0, "std": 2.0},
+    "urgency": {
+        "kind": "regression",
+        "fork": 3,
+        "layers": 1,
+        "mean": 3.0,
+        "std": 2.0,
+        "scope": {"false_alarms": 0.1, "classes": 1, "depths": [{"depth": 3, "directions": 2}]},
+    },
     "slots": {"kind": "tagging", "fork": 2, "layers": 1},
     "same": {"kind": "relevance", "reading": "separate", "fork": 2, "layers": 1, "pooling": "pair"},
 }

@@ -233,6 +233,8 @@ def _fields(spec: BranchSpec) -> Iterator[tuple[str, Any]]:
             yield from (("spans", pyarrow.list_(span)), ("words", pyarrow.list_(text)), ("tags", pyarrow.list_(text)))
     if spec.exits:
         yield from (("exit_layer", pyarrow.int64()), ("uncertainty", number))
+    if spec.scope is not None:
+        yield from (("out_of_scope", pyarrow.bool_()), ("scope", number))
     yield "error", text
 
 
