@@ -27,6 +27,8 @@ from trunkline.model.trunk import Trunk
 
 Module = TypeVar("Module", bound=nn.Module)
 
+MASKS = 64
+"""Masks that are remembered on the device: those of the batches that go side by side, and more."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -52,7 +54,7 @@ class GpuBackend:
         self.specs = {task: part.spec for task, part in self.parts.items()}
         self.device = torch.device(device)
         self.dtype = dtype
-        self._mask: tuple[Mask, Tensor] | None = None
+        self._masks: dict[int, tuple[Mask, Tensor]] = {}
 
     @torch.inference_mode()
     def embed(self, ids: NDArray[np.int64], types: NDArray[np.int64], mask: Mask) -> Tensor:
@@ -106,10 +108,13 @@ class GpuBackend:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
     def _masked(self, mask: Mask) -> Tensor:
-        """The mask on the device; all layers of a pass ask for the same one."""
-        if self._mask is None or self._mask[0] is not mask:
-            self._mask = mask, self._there(mask)
-        return self._mask[1]
+        """The mask on the device; all layers of a pass ask for the same few."""
+        found = self._masks.get(id(mask))
+        if found is None:
+            if len(self._masks) >= MASKS:
+                self._masks.clear()
+            found = self._masks[id(mask)] = mask, self._there(mask)  # the mask too: its id stays its own
+        return found[1]
 
 
 class GpuBuilder:

@@ -34,6 +34,7 @@ from trunkline.engine.runtime import ov
 from trunkline.machine import asked_threads, usable_cores
 from trunkline.model.branch import Branch, BranchSpec, check_trunk
 from trunkline.model.encoders import Encoder
+from trunkline.model.exits import ExitSpec
 from trunkline.model.trunk import Trunk
 
 Compiled = Any  # openvino.CompiledModel
@@ -198,7 +199,7 @@ class Builder:
         form, whole = self._whole(branch, lambda form: branch_linears(branch, form), ranges)
         pieces: dict[Name, Piece] = {None: whole}
         for one in spec.exits:
-            like, module = ("exit", one.form, *_graph(spec)), rewrite.exit_alone(branch, one.depth)
+            like, module = _graph_of_exit(spec, one), rewrite.exit_alone(branch, one.depth)
             pieces[one.depth] = self._compiled(self._piece(like, module, slots=1), small=one.depth <= spec.fork)
         if spec.scope is not None:
             for place in spec.scope.depths:
@@ -309,6 +310,11 @@ _NOT_IN_GRAPH = {
 def _graph(spec: BranchSpec) -> list[object]:
     """All of a spec that a graph depends on: no names, no limits, nothing of what comes before or after."""
     return list(spec.model_dump(exclude=_NOT_IN_GRAPH).values())
+
+
+def _graph_of_exit(spec: BranchSpec, one: ExitSpec) -> tuple[object, ...]:
+    """All that the graph of one of its exits depends on, besides the encoder."""
+    return "exit", one.form, spec.kind, spec.outputs, spec.mean, spec.std
 
 
 def _small(spec: BranchSpec, form: str) -> bool:
