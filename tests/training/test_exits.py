@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from trunkline.training.material import TaskMaterial
 from trunkline.training.states import StateCache
 
 FORMS = [Form.ATTENTION, Form.LINEAR]
-PRICES = Prices([1.0, 3.0, 5.0, 7.0], {Form.ATTENTION: 0.02, Form.LINEAR: 0.01}, branch=2.0, end=2.0)
+CHEAP = {Form.ATTENTION: 0.02, Form.LINEAR: 0.01}
+PRICES = Prices([1.0, 3.0, 5.0, 7.0], CHEAP, branch=2.0, end=2.0, own_exits=CHEAP)
 JOINT = [(task, "joint" if task == "same" else "single") for task in SORTS]
 
 
@@ -135,7 +137,7 @@ def test_exits_found_by_time_are_those_that_save_it(make: Any, tmp_path: Path) -
     assert [one.depth for one in kept.branch.spec.exits] == [1]
     assert min(point.time for point in kept.branch.spec.speeds) < 0.61  # (3 + 0.01 or 0.02) / 5
     assert said == []
-    dear = Prices(PRICES.trunk, dict.fromkeys(Form, 50.0), PRICES.branch, PRICES.end)
+    dear = replace(PRICES, exits=dict.fromkeys(Form, 50.0), own_exits=dict.fromkeys(Form, 50.0))
     schedule = quick()
     none = add_exits(
         material, branch, lambda: dear, schedule, tmp_path / "b.pt", quiet, forms=FORMS, depths=[], rule=Rule.ENTROPY

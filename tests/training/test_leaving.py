@@ -53,8 +53,8 @@ def test_prices_add_up_along_the_way_exits_that_were_passed_among_them() -> None
 
 
 def test_an_own_layer_costs_what_the_trunks_there_does() -> None:
-    prices = Prices([1.0, 3.0, 5.0, 7.0, 9.0], {LINEAR: 0.5}, branch=7.0, end=6.0)
-    assert prices.costs(2, 4, [(3, LINEAR)]) * 12 == pytest.approx([7 + 0.5, 7 + 6 + 0.5])  # layer by layer
+    prices = Prices([1.0, 3.0, 5.0, 7.0, 9.0], {LINEAR: 0.5}, branch=7.0, end=6.0, own_exits={LINEAR: 0.25})
+    assert prices.costs(2, 4, [(3, LINEAR)]) * 12 == pytest.approx([7 + 0.25, 7 + 6 + 0.25])  # layer by layer
     assert prices.costs(2, 4, [(2, LINEAR)]) * 12 == pytest.approx([5 + 0.5, 12 + 0.5])  # the branch as one
 
 

@@ -50,7 +50,7 @@ class Shape:
     latents: int = 0
     crossing: int = 1
     exit: str = ""
-    """The form of an exit, where that alone is meant."""
+    """The form of an exit, where that alone is meant: between own layers where there are any, else in the trunk."""
     end: bool = False
     """Whether its last layer and head alone are meant, as where the layers before run one by one."""
 
@@ -59,19 +59,21 @@ class Shape:
         """The part of the branch that is timed, as a backend calls it; None for all of it."""
         if self.end:
             return self.fork + self.layers
-        return 1 if self.exit else None
+        return self.exits[0].depth if self.exit else None
 
     @property
     def exits(self) -> tuple[ExitSpec, ...]:
-        """The exits of the branch: the one that is timed, as they cost alike at all depths, or one before its end."""
-        if self.end:
-            return (ExitSpec(depth=self.fork + 1, form=Form.LINEAR),)
+        """The exits of the branch: the one that is timed, as those in the trunk cost alike and so do those between own
+        layers, or one before its end.
+        """
+        if self.end or (self.exit and self.layers):
+            return (ExitSpec(depth=self.fork + 1, form=Form(self.exit or Form.LINEAR)),)
         return (ExitSpec(depth=1, form=Form(self.exit)),) if self.exit else ()
 
     @property
     def id(self) -> str:
         if self.exit:
-            return f"{self.reading}/{self.pooling}/exit-{self.exit}"
+            return f"{self.reading}/{self.pooling}/exit-{self.exit}{'-own' if self.layers else ''}"
         latents = f"-m{self.latents}-x{self.crossing}" if self.latents else ""
         end = "-end" if self.end else ""
         return f"{self.reading}/{self.pooling}/f{self.fork}-l{self.layers}{latents}{end}"

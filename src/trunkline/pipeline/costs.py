@@ -65,9 +65,11 @@ def shape_of(branch: Mapping[str, Any]) -> BranchShape:
     return reading, pooling, layers, branch.get("latents", 0), branch.get("crossing", 1), ""
 
 
-def exit_shape(branch: Mapping[str, Any], form: str) -> BranchShape:
-    """The shape of an exit of this form on the way to a finished stage's branch."""
-    return branch["reading"], "tokens" if branch["pooling"] == "tokens" else "cls", 0, 0, 1, form
+def exit_shape(branch: Mapping[str, Any], form: str, *, own: bool = False) -> BranchShape:
+    """The shape of an exit of this form on the way to a finished stage's branch, in the trunk or between `own` layers,
+    which are run otherwise.
+    """
+    return branch["reading"], "tokens" if branch["pooling"] == "tokens" else "cls", 2 if own else 0, 0, 1, form
 
 
 def end_shape(branch: Mapping[str, Any]) -> BranchShape:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from trunkline.errors import Problem, ProjectError, TrunklineError
 from trunkline.machine import machine
 from trunkline.model.source import Source
-from trunkline.pipeline.costs import end_shape, exit_shape, measure, shape_of
+from trunkline.pipeline.costs import BranchShape, end_shape, exit_shape, measure, shape_of
 from trunkline.pipeline.foreign import ask, check_teachers, foreign_teachers, load_logits, save_logits
 from trunkline.pipeline.lessons import REASONS, Lessons, find_taught
 from trunkline.pipeline.select import READS
@@ -317,14 +317,22 @@ class Workshop:
         """What the way to a branch's head costs on this machine, all of it measured in one run."""
         from trunkline.training.leaving import Prices
 
-        shapes = {form: exit_shape(branch, form) for form in forms}
-        own = end = shape_of(branch)
+        exits = {form: exit_shape(branch, form) for form in forms}
+        whole = end = shape_of(branch)
+        own_exits: dict[Form, BranchShape] = {}
         if branch["layers"] > 1 and not branch.get("latents"):  # else there are no exits between own layers
             end = end_shape(branch)
-        measured = measure(self.source, self.files.settings.cost, self.store, [own, end, *shapes.values()], self.say)
+            own_exits = {form: exit_shape(branch, form, own=True) for form in forms}
+        shapes = [whole, end, *exits.values(), *own_exits.values()]
+        found = measure(self.source, self.files.settings.cost, self.store, shapes, self.say)
         [slot] = READS[branch["reading"]]
-        exits = {form: measured.branch[shape] for form, shape in shapes.items()}
-        return Prices(measured.trunk.ms[slot], exits, measured.branch[own], measured.branch[end])
+        return Prices(
+            trunk=found.trunk.ms[slot],
+            exits={form: found.branch[shape] for form, shape in exits.items()},
+            branch=found.branch[whole],
+            end=found.branch[end],
+            own_exits={form: found.branch[shape] for form, shape in own_exits.items()},
+        )
 
     def check(self, stages: Sequence[Stage]) -> None:
         """Raises ProjectError for what these stages ask of data that cannot give it, of tasks that are prepared: with

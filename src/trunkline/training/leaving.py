@@ -37,14 +37,15 @@ Place = tuple[int, Form]
 
 @dataclass(frozen=True)
 class Prices:
-    """Measured milliseconds: `trunk[k]` of embeddings and k layers, of an exit by form, of the branch from its fork,
-    and of its `end`, its last layer and its head, where it has several layers.
+    """Measured milliseconds: `trunk[k]` of embeddings and k layers, of an exit in the trunk by form, of the branch from
+    its fork, and of its `end`, its last layer and its head, and `own_exits` by form, where it has several layers.
     """
 
     trunk: Sequence[float]
     exits: Mapping[Form, float]
     branch: float
     end: float
+    own_exits: Mapping[Form, float] = field(default_factory=dict)
 
     def costs(self, fork: int, depth: int, places: Sequence[Place]) -> Floats:
         """(E + 1,) of a row that leaves at each of these exits, or at the head after `depth` layers, having passed
@@ -52,7 +53,8 @@ class Prices:
         there does: a branch that asks exits between its layers runs layer by layer, which takes longer.
         """
         whole = self.trunk[fork] + self.branch
-        passed = np.cumsum([0.0, *(self.exits[form] for _, form in places)])
+        asked = [(self.own_exits if place > fork else self.exits)[form] for place, form in places]
+        passed = np.cumsum([0.0, *asked])
         ms = [self.trunk[place] + exits for (place, _), exits in zip(places, passed[1:], strict=True)]
         apart = any(place > fork for place, _ in places)
         head = max(whole, self.trunk[depth - 1] + self.end) if apart else whole
