@@ -55,11 +55,14 @@ def text(found: dict[str, Any], drawn: str | None) -> str:
         "Where more than one machine is named below, compare rows of a task, and ratios.",
         "",
         "Layers and time are fractions of what speed 0 takes. Time is that of the same requests in turn at the dial",
-        f"and at speed 0, the median of {found['rounds']} rounds, tokenising included. Quality is on the reported",
-        "split; exits, temperatures and the table from keep to speed come from `valid`. The last column is the time",
-        "saved as a fraction of the layers saved. *Distilled into fewer layers* and *fewer layers* are the bottom",
-        "layers alone, which learned from the whole branch or from the labels.",
+        f"and at speed 0, {_requests(found)}, the median of {found['rounds']} rounds,",
+        "tokenising included. Quality and layers are those of the whole reported split; exits, temperatures and the",
+        "table from keep to speed come from `valid`, so that a keep may fall a little short here. The last column is",
+        "the time saved as a fraction of the layers saved, below 0 where it took longer.",
     ]
+    if any(row["model"] != "exits" for row in rows):
+        lines += ["*Distilled into fewer layers* and *fewer layers* are the bottom layers alone, which learned from"]
+        lines += ["the whole branch or from the labels."]
     if drawn:
         lines += ["", f"![Quality against time]({drawn})"]
     titles = {
@@ -75,6 +78,11 @@ def text(found: dict[str, Any], drawn: str | None) -> str:
     lines += ["", "## What was trained, and where it was measured", ""]
     lines += table(("setting", "task", "train rows", "seeds", "by", "machine"), _made(rows))
     return "\n".join(lines) + "\n"
+
+
+def _requests(found: dict[str, Any]) -> str:
+    """What was timed, in words."""
+    return " and ".join(f"{count} requests of {batch}" for batch, count in found["requests"].items())
 
 
 def _made(rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:

@@ -8,6 +8,7 @@ packaged encoder. The first `plan`, which hashes data and encoder, is given besi
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -27,6 +28,7 @@ WORDS = ["alarm", "book", "city", "cold", "day", "find", "good", "music", "night
 
 def main() -> None:
     """Write the project, time the commands, print what was found."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_project(root)

@@ -121,12 +121,14 @@ def speed(shape: dict[str, Any]) -> list[str]:
         ("Infinity, 32 texts a request, 8 clients, its models asked at once", "infinity_at-once"),
         ("Infinity, the same, its models asked in turn", "infinity_in-turn"),
     ]
-    base = summary["engine_server"]
     lines += table(
         ("", "texts a second with all 8 answers", "of the engine alone"),
-        ((words, spread(summary[key], "{:.1f}"), share(summary[key], base)) for words, key in rows if summary.get(key)),
+        ((words, spread(summary[key], "{:.1f}"), share(summary, key)) for words, key in rows if summary.get(key)),
     )
     lines += [
+        "",
+        "What the server keeps of the engine is the median over rounds of the share in each; other shares are those of",
+        "medians.",
         "",
         "Milliseconds of a request, one at a time on an idle server, and at random instants with half the load",
     ]
@@ -230,9 +232,12 @@ def middle(found: dict[str, float] | None, form: str) -> str:
     return "" if found is None else f"{form.format(found['median'])}, {form.format(found['most'])}"
 
 
-def share(found: dict[str, float], base: dict[str, float]) -> str:
-    """One median as a share of another."""
-    return f"{found['median'] / base['median']:.1%}"
+def share(summary: dict[str, Any], key: str) -> str:
+    """Of the engine alone: as it was in each round, where that is known, else by medians."""
+    by_round = summary.get(key.replace("saturation", "saturation_ratio"))
+    if key.startswith("saturation") and by_round:
+        return spread(by_round, "{:.1%}")
+    return f"{summary[key]['median'] / summary['engine_server']['median']:.1%}"
 
 
 write_page = page_writer(RESULT, DOCS / "server-benchmark.md", made)
