@@ -12,6 +12,14 @@ from typing import Annotated
 import typer
 
 from trunkline.engine.choose import DEVICES, DTYPES, ENGINES, check_name
+from trunkline.errors import UsageError
+
+
+def dial_of(speed: float | None, keep: float | None) -> dict[str, float]:
+    """What was asked for, by name. Raises UsageError for both."""
+    if speed is not None and keep is not None:
+        raise UsageError("give --speed or --keep, not both")
+    return {name: value for name, value in (("speed", speed), ("keep", keep)) if value is not None}
 
 
 def _checked(what: str) -> Callable[[str | None], str | None]:
@@ -54,6 +62,25 @@ Dtype = Annotated[
 ]
 Device = Annotated[
     str, typer.Option(help=f"One of {', '.join(DEVICES)}; cuda:1 is the second GPU.", callback=_checked("device"))
+]
+
+Speed = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Let texts leave at a task's exits; the higher, the sooner. 0, the default, is off.",
+        show_default=False,
+    ),
+]
+Keep = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="In place of --speed: the fastest that keeps this fraction of a task's quality, as measured on valid.",
+        show_default=False,
+    ),
 ]
 
 ShardRows = Annotated[int, typer.Option(min=1, help="Rows of a shard, the most that a kill can cost.")]

@@ -20,7 +20,8 @@ class _Table(Table):
         super().add_row(*cells, **style)
         for column, cell in zip(self.columns, cells, strict=False):
             if column.justify == "right":
-                column.min_width = max(column.min_width or cell_len(str(column.header)), cell_len(str(cell)))
+                head = max(map(cell_len, str(column.header).splitlines()))
+                column.min_width = max(column.min_width or head, cell_len(str(cell)))
             elif column.overflow == "ellipsis" and isinstance(cell, Text):
                 cell.no_wrap = True  # the cell, not its column: a table narrows columns that wrap before all others
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import typer
+from branches import INPUTS, branch_files, load_trunk, tiny_source
 
 pytest.importorskip("uvicorn", reason="the command is tested on the real server, which needs the extra serve")
 
@@ -16,6 +17,7 @@ from projects import write_project
 from serving.fakes import FakeService
 
 from trunkline.bench.command import bench
+from trunkline.bundle.merge import merge
 from trunkline.errors import TrunklineError
 
 QUICK = ["--engine", "torch", "--seconds", "0.1", "--batch", "2", "--tokens", "8"]
@@ -62,6 +64,44 @@ def test_a_bundle_is_measured_into_a_table_json_and_a_file(
     run(str(bundle), *QUICK[:-2], "--texts", str(rows), "--task", "same", "--json")
     said = json.loads(capsys.readouterr().out)
     assert {row["batch"] for row in said["rows"]} == {2}
+
+
+def test_with_a_keep_the_pass_at_it_stands_beside_the_one_at_full_depth(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = [{"speed": speed, "quality": 0.9, "layers": 3.0, "time": 1 - speed} for speed in (0.0, 0.8)]
+    sorts = {"intent": {"exits": [{"depth": 1, "form": "linear"}], "speeds": points}, "plain": {"fork": 2, "layers": 1}}
+    source = tiny_source(tmp_path / "encoder")
+    files = branch_files(tmp_path / "branches", load_trunk(source), sorts)
+    bundle = merge(source, files, INPUTS, tmp_path / "bundles", name="exits")
+    texts = tmp_path / "texts.csv"
+    texts.write_text("text\nplay music\nwake me at seven\n")
+    asked = (str(bundle), *QUICK[:-2], "--texts", str(texts), "--keep", "0.9")
+    run(*asked, "--json")
+    said = json.loads(capsys.readouterr().out)
+    assert said["keep"] == 0.9
+    assert [(row["tasks"], row["system"]) for row in said["rows"]] == [
+        (count, system) for count in (1, 2) for system in ("trunkline", "exits", "separate")
+    ]
+    run(*asked, "--plot", str(tmp_path / "costs.svg"))
+    table = capsys.readouterr().out
+    assert "at keep" in table
+    assert all(len(line) <= 80 for line in table.splitlines() if "torch" not in line)
+    assert "faster" in table
+    assert "where texts leave at exits" in (tmp_path / "costs.svg").read_text()
+    with pytest.raises(TrunklineError, match="none of these tasks has exits"):
+        run(*asked, "--task", "plain")
+
+
+def test_a_server_is_asked_at_the_speed_that_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = tmp_path / "texts.csv"
+    texts.write_text("text\nplay music\n")
+    reply = {"results": [{"intent": {"label": "a", "score": 1.0}}]}
+    with serving(say(MODEL), say(reply)) as server:
+        load = ["--clients", "1", "--seconds", "0.1", "--warmup", "0", "--json"]
+        run("--url", server.url, *load, "--texts", str(texts), "--speed", "0.4")
+    assert {asked.body["speed"] for asked in server.asked[1:]} == {0.4}
+    assert json.loads(capsys.readouterr().out)["speed"] == 0.4
 
 
 def test_a_running_server_is_measured_with_closed_and_open_loops(
@@ -123,6 +163,8 @@ def test_the_key_goes_with_every_request(tmp_path: Path, capsys: pytest.CaptureF
         (["nowhere", "--engine", "magic"], "unknown engine 'magic'"),
         (["nowhere", "--clients", "3"], "--clients has a meaning only with --url"),
         (["nowhere", "--texts", "a.jsonl", "--tokens", "8"], "give --texts or --tokens, not both"),
+        (["nowhere", "--keep", "0.99"], "--speed and --keep need your own --texts"),
+        (["nowhere", "--texts", "a.jsonl", "--keep", "0.99", "--speed", "0.5"], "give --speed or --keep, not both"),
         (["nowhere", "--plot", "a.pdf"], "a plot is written as .svg or .png"),
         (["--url", "http://127.0.0.1:9", "--batch", "3"], "--batch has a meaning only without --url"),
         (["--url", "http://127.0.0.1:9"], "http://127.0.0.1:9 does not answer"),

@@ -25,7 +25,13 @@ ROWS = [
     for batch in (1, 8)
     for tokens in (16, 32)
     for tasks in (1, 2, 4)
-    for system, ratio in (("trunkline", 0.5), ("separate", 1.0), ("transformers", 3.0), ("adapters", 2.0))
+    for system, ratio in (
+        ("trunkline", 0.5),
+        ("exits", 0.3),
+        ("separate", 1.0),
+        ("transformers", 3.0),
+        ("adapters", 2.0),
+    )
 ]
 LOADS: list[dict[str, Any]] = [
     {"loop": {"clients": 4}, "texts_per_second": 90.0, "latency_ms": {"p50": 9.0, "p99": 12.0}},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ from trunkline.bundle.release import Releases
 from trunkline.console import print_json, root_of
 from trunkline.errors import UsageError
 from trunkline.machine import machine
-from trunkline.options import AsJson, Device, Dtype, Engine, Folder, OnlyTasks
+from trunkline.options import AsJson, Device, Dtype, Engine, Folder, Keep, OnlyTasks, Speed, dial_of
 from trunkline.serving.keys import read_key
 
 _STORE = ".trunkline"
@@ -58,6 +58,8 @@ def bench(
     engine: Engine = "auto",
     dtype: Dtype = "auto",
     device: Device = "auto",
+    speed: Speed = None,
+    keep: Keep = None,
     clients: Annotated[
         Numbers,
         typer.Option(
@@ -92,13 +94,19 @@ def bench(
 ) -> None:
     """Time all tasks of a bundle in one pass against separate models, or put load on a running server.
 
-    Tasks of a bundle are added in the order of their names, or of --task.
+    Tasks of a bundle are added in the order of their names, or of --task. --speed and --keep need --texts.
     """
     if plot is not None:
         picture.check(plot)
+    dial = dial_of(speed, keep)
+    if dial and texts is None:
+        raise UsageError("--speed and --keep need your own --texts: how soon made-up texts leave says nothing")
+    if texts is not None and tokens:
+        raise UsageError("give --texts or --tokens, not both: texts of a file are as long as they are")
     if url is None:
         _refuse("with --url", clients=clients, rate=rate, api_key_file=api_key_file)
-        found = _costs(_folder(context, bundle), task, texts, batch or _BATCHES, tokens, seconds, engine, dtype, device)
+        path = _folder(context, bundle)
+        found = _costs(path, task, texts, batch or _BATCHES, tokens, seconds, engine, dtype, device, dial)
     else:
         _refuse("without --url", BUNDLE=bundle, batch=batch)
         loads = [
@@ -108,7 +116,7 @@ def bench(
                 *((None, each) for each in rate or ()),
             ]
         ]
-        found = _loads(url, read_key("TRUNKLINE_API_KEY", api_key_file, os.environ), task, texts, tokens, loads)
+        found = _loads(url, read_key("TRUNKLINE_API_KEY", api_key_file, os.environ), task, texts, tokens, loads, dial)
     if out is not None:
         write_json(out, found)
     if plot is not None:
@@ -150,20 +158,24 @@ def _costs(
     engine: str,
     dtype: str,
     device: str,
+    dial: Mapping[str, float],
 ) -> dict[str, Any]:
     from trunkline.bench.cost import Asked, longest, measure
     from trunkline.bench.texts import read_texts
     from trunkline.bundle.loaded import Bundle
+    from trunkline.engine.base import speeds_of
+    from trunkline.project.speed import dials
 
-    if texts is not None and lengths:
-        raise UsageError("give --texts or --tokens, not both: texts of a file are as long as they are")
     read = () if texts is None else tuple(read_texts(texts))
     bundle = Bundle.load(folder, engine=engine, dtype=dtype, device=device, tasks=tasks)
     names = bundle.tasks if tasks is None else tuple(dict.fromkeys(tasks))
     most = longest(bundle, names)
     if lengths and max(lengths) > most:
         raise UsageError(f"--tokens {max(lengths)}: the tasks read at most {most} tokens")
-    asked = Asked(names, tuple(batches), tuple(lengths or (min(_TOKENS, most),)), read, seconds)
+    speeds = speeds_of(bundle.specs, dials(names, **dial))
+    if dial and not any(bundle.specs[name].exits for name in names):
+        raise UsageError("none of these tasks has exits, where texts could leave")
+    asked = Asked(names, tuple(batches), tuple(lengths or (min(_TOKENS, most),)), read, seconds, speeds)
     rows = []
     with _progress() as progress:
         doing = progress.add_task(f"{len(names)} tasks", total=len(asked.cells()))
@@ -176,6 +188,7 @@ def _costs(
         "bundle": bundle.id,
         "engine": str(bundle.loader.choice),
         "tasks": list(names),
+        **dial,
         "rows": rows,
     }
 
@@ -187,12 +200,11 @@ def _loads(
     texts: Path | None,
     lengths: Sequence[int] | None,
     loads: Sequence[Load],
+    dial: Mapping[str, float],
 ) -> dict[str, Any]:
     from trunkline.bench import server
     from trunkline.bench.texts import read_texts
 
-    if texts is not None and lengths:
-        raise UsageError("give --texts or --tokens, not both: texts of a file are as long as they are")
     if lengths and len(lengths) > 1:
         raise UsageError("one --tokens at a time for a server; to mix lengths, give --texts")
     serving = server.reach(url, key, tasks)
@@ -201,7 +213,7 @@ def _loads(
     results = []
     with _progress() as progress:
         doing = progress.add_task(serving.url, total=len(loads))
-        for result in server.run(serving, sent, loads):
+        for result in server.run(serving, sent, loads, dial):
             results.append(result)
             progress.advance(doing)
     about = {name: value for name, value in serving.model.items() if name != "tasks"}
@@ -211,6 +223,7 @@ def _loads(
         "url": serving.url,
         "server": about,
         "tasks": list(serving.tasks),
+        **dial,
         "loads": results,
     }
 

@@ -1,5 +1,7 @@
 """What the tasks of a bundle cost on this machine: 1, 2, 4, ... of them in one pass, against separate full models.
 
+With speeds, the pass at these stands beside that at full depth.
+
 A task's separate model has all layers of the same trunk, reads as the task does, and runs on the same engine in the
 same arithmetic. Its weights are the trunk's, as time does not depend on them. Nothing is taken from the cache of known
 texts, on either side, so that every run reads its texts anew. Knows engines; nothing of files or the terminal.
@@ -33,7 +35,8 @@ _Shape = tuple[Reading, str, int]
 class Asked:
     """What to measure: `tasks` in the order in which they are added, and texts of a batch.
 
-    `lengths` are tokens of made texts, unless there are `texts`.
+    `lengths` are tokens of made texts, unless there are `texts`. `speeds` are those of tasks whose texts may leave at
+    exits, by task, as `Job` has them.
     """
 
     tasks: tuple[str, ...]
@@ -41,6 +44,7 @@ class Asked:
     lengths: tuple[int, ...]
     texts: tuple[Input, ...] = ()
     seconds: float = 5.0
+    speeds: tuple[tuple[str, float], ...] = ()
 
     def cells(self) -> list[tuple[int, int | None]]:
         """Every batch with every length; None where texts are as long as they are."""
@@ -59,7 +63,8 @@ def longest(bundle: Bundle, tasks: Iterable[str]) -> int:
 
 
 def measure(bundle: Bundle, asked: Asked) -> Iterator[list[dict[str, Any]]]:
-    """The rows of each cell, as they are found: one for each number of tasks and system, "trunkline" or "separate".
+    """The rows of each cell, as they are found: one for each number of tasks and system, which is "trunkline",
+    "exits" where speeds are asked for, or "separate".
 
     `ms` is the median of a batch, `low` and `high` the middle half. `ratio_to_one_pass` is to the pass of one separate
     model, their mean where the tasks read differently. Raises UsageError for texts that a task cannot read.
@@ -73,15 +78,18 @@ def measure(bundle: Bundle, asked: Asked) -> Iterator[list[dict[str, Any]]]:
         batches = _batches(bundle, asked, batch, length)
         for items in batches:
             _check(merged, items, asked.tasks)
-        runs: dict[int | _Shape, Callable[[], object]] = {
-            count: _run(merged, batches, names) for count, names in steps.items()
+        runs: dict[tuple[str, int] | _Shape, Callable[[], object]] = {
+            ("trunkline", count): _run(merged, batches, names) for count, names in steps.items()
         }
+        if asked.speeds:
+            runs |= {("exits", count): _run(merged, batches, names, asked.speeds) for count, names in steps.items()}
         runs |= {shape: _run(engine, batches, tuple(engine.specs)) for shape, engine in full.items()}
         times = in_turn(runs, asked.seconds, warm=max(2, len(batches)))
         rows = []
         for count, names in steps.items():
             separate = sum((times[shapes[name]] for name in names[1:]), start=times[shapes[names[0]]])
-            for system, found in (("trunkline", times[count]), ("separate", separate)):
+            passes = {system: times[system, count] for system in ("trunkline", "exits") if (system, count) in times}
+            for system, found in (*passes.items(), ("separate", separate)):
                 rows.append(
                     {
                         "tasks": count,
@@ -144,9 +152,15 @@ def _check(engine: Engine, batch: Sequence[Input], tasks: tuple[str, ...]) -> No
                 raise UsageError(f"task '{task}' cannot read {item.text[:40]!r}: {answer.message}")
 
 
-def _run(engine: Engine, batches: Sequence[Sequence[Input]], tasks: tuple[str, ...]) -> Callable[[], object]:
+def _run(
+    engine: Engine,
+    batches: Sequence[Sequence[Input]],
+    tasks: tuple[str, ...],
+    speeds: Sequence[tuple[str, float]] = (),
+) -> Callable[[], object]:
     """A run of the next batch."""
-    jobs = itertools.cycle([[Job(item, tasks) for item in batch] for batch in batches])
+    mine = tuple((task, speed) for task, speed in speeds if task in tasks)
+    jobs = itertools.cycle([[Job(item, tasks, mine) for item in batch] for batch in batches])
     return lambda: engine.run(next(jobs))
 
 

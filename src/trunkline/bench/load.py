@@ -153,8 +153,8 @@ def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[Any]:
             yield error
 
 
-def trunkline(url: str, tasks: Sequence[str], key: str | None = None) -> Target:
-    """All tasks by one HTTP request to Trunkline's native wire."""
+def trunkline(url: str, tasks: Sequence[str], key: str | None = None, **dial: float) -> Target:
+    """All tasks by one HTTP request to Trunkline's native wire; `dial` is a `speed` or a `keep`."""
 
     def calls(texts: Sequence[Input]) -> tuple[Call, ...]:
         def check(reply: Any) -> str | None:
@@ -167,9 +167,8 @@ def trunkline(url: str, tasks: Sequence[str], key: str | None = None) -> Target:
                         return f"task {task}: {result[task]['error']}"
             return None
 
-        return (
-            Call(http(url, "/v1/predict", {"inputs": [fields(text) for text in texts], "tasks": tasks}, key), check),
-        )
+        body = {"inputs": [fields(text) for text in texts], "tasks": tasks, **dial}
+        return (Call(http(url, "/v1/predict", body, key), check),)
 
     return Target("trunkline", tuple(tasks), at_once=False, calls=calls)
 

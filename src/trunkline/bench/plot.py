@@ -35,7 +35,7 @@ class Style:
     label: str
     colour: str
     marker: str
-    dash: str
+    dash: str | tuple[int, tuple[int, ...]]
 
     def kwargs(self) -> dict[str, Any]:
         """As matplotlib's `plot` takes it."""
@@ -44,6 +44,7 @@ class Style:
 
 SYSTEMS = {
     "trunkline": Style("Trunkline, all tasks in one pass", "#0072B2", "o", "-"),
+    "exits": Style("the same, where texts leave at exits", "#56B4E9", "v", (0, (6, 2))),
     "separate": Style("separate models, same engine", "#D55E00", "s", "--"),
     "adapters": Style("adapters, Parallel, float32", "#CC79A7", "D", ":"),
     "transformers": Style("separate models, transformers float32", "#009E73", "^", "-."),
@@ -96,7 +97,8 @@ def costs(rows: Sequence[Row], file: Path, titles: Mapping[str, str] | None = No
         for axes in grid[-1]:
             axes.set_xlabel("tasks")
         lines = {name: line for axes in grid.flat for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-        figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=2, frameon=False)
+        columns = 2 if len(batches) > 2 else 1  # as wide as the panels are
+        figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=columns, frameon=False)
         if len(lengths) > 1:
             note = f"lines: median over {', '.join(f'{length:g}' for length in lengths)} tokens; bands: least to most"
             figure.supxlabel(note, fontsize=8)

@@ -71,9 +71,11 @@ def texts_for(serving: Serving, tokens: int, rows: int) -> list[Input]:
     return made_texts(tokens, BODIES * rows, random.Random(13), pairs=serving.pairs)
 
 
-def run(serving: Serving, texts: Sequence[Input], loads: Iterable[Load]) -> Iterator[dict[str, Any]]:
-    """The result of each load, as it is found; see `load.result`."""
-    target = trunkline(serving.url, serving.tasks, serving.key)
+def run(
+    serving: Serving, texts: Sequence[Input], loads: Iterable[Load], dial: Mapping[str, float]
+) -> Iterator[dict[str, Any]]:
+    """The result of each load, as it is found; see `load.result`. `dial` is a `speed` or a `keep`, if it has one."""
+    target = trunkline(serving.url, serving.tasks, serving.key, **dial)
     for load in loads:
         yield asyncio.run(measure(serving.url, target, texts, load))
 

@@ -25,15 +25,19 @@ def print_costs(found: Mapping[str, Any], console: Console) -> None:
     origin = f"{found['engine']}; {machine['cpu']}, {machine['cores']} cores; tasks: {', '.join(found['tasks'])}"
     for (batch, tokens), rows in itertools.groupby(found["rows"], lambda row: (row["batch"], row["tokens"])):
         title = f"{_count(batch, 'text')} of {tokens:g} tokens at a time"
-        columns = ("tasks", "one pass of all, ms", "middle half", "of one model", "separate models, ms", "times faster")
-        table = _table(title, *columns)
-        cell = list(rows)
-        for merged, separate in zip(cell[::2], cell[1::2], strict=True):
+        dial = next((f"at {name}\n{found[name]:g}, ms" for name in ("speed", "keep") if name in found), "")
+        columns = ["tasks", "one pass\nof all, ms", "middle half", "of one\nmodel"]
+        columns += [dial, "of full\ndepth"] if dial else []
+        table = _table(title, *columns, "separate\nmodels, ms", "times\nfaster")
+        for count, alike in itertools.groupby(rows, lambda row: row["tasks"]):
+            of = {row["system"]: row for row in alike}
+            merged, separate, left = of["trunkline"], of["separate"], of.get("exits")
             table.add_row(
-                str(merged["tasks"]),
+                str(count),
                 _ms(merged["ms"]),
                 f"{_ms(merged['low'])} to {_ms(merged['high'])}",
                 f"{merged['ratio_to_one_pass']:.2f}",
+                *([_ms(left["ms"]), f"{left['ms'] / merged['ms']:.2f}"] if left else ["-", "-"] if dial else []),
                 _ms(separate["ms"]),
                 f"{separate['ms'] / merged['ms']:.1f}",
             )

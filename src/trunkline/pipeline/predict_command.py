@@ -13,7 +13,19 @@ from rich.text import Text
 
 from trunkline.console import count, err, out, print_json, released_of
 from trunkline.errors import UsageError
-from trunkline.options import AsJson, Dtype, OnlyTasks, Processes, Ray, ShardRows, Threads, UsualEngine
+from trunkline.options import (
+    AsJson,
+    Dtype,
+    Keep,
+    OnlyTasks,
+    Processes,
+    Ray,
+    ShardRows,
+    Speed,
+    Threads,
+    UsualEngine,
+    dial_of,
+)
 from trunkline.pipeline.shards import SHARD_ROWS
 from trunkline.pipeline.teach_command import make, tell
 from trunkline.tables import cells, table
@@ -45,24 +57,8 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Inputs computed at once.")] = 32,
     engine: UsualEngine = None,
     dtype: Dtype = "auto",
-    speed: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Let texts leave at a task's exits; the higher, the sooner. 0, the default, is off.",
-            show_default=False,
-        ),
-    ] = None,
-    keep: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="In place of --speed: the fastest that keeps this fraction of a task's quality, as measured on valid.",
-            show_default=False,
-        ),
-    ] = None,
+    speed: Speed = None,
+    keep: Keep = None,
     out_folder: Annotated[
         Path | None,
         typer.Option(
@@ -92,8 +88,7 @@ def predict(
         raise UsageError("give texts or --file, not both")
     if pair is not None and (not texts or len(texts) != 1):
         raise UsageError("--pair goes with a single text; for more pairs use --file, or JSON objects on stdin")
-    if speed is not None and keep is not None:
-        raise UsageError("give --speed or --keep, not both")
+    dial_of(speed, keep)  # refuses both
     if out_folder is not None:
         if not file:
             raise UsageError("--out takes its rows from --file")
