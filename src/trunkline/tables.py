@@ -20,7 +20,7 @@ class _Table(Table):
         super().add_row(*cells, **style)
         for column, cell in zip(self.columns, cells, strict=False):
             if column.justify == "right":
-                head = max(map(cell_len, str(column.header).splitlines()))
+                head = max(map(cell_len, str(column.header).splitlines()), default=0)
                 column.min_width = max(column.min_width or head, cell_len(str(cell)))
             elif column.overflow == "ellipsis" and isinstance(cell, Text):
                 cell.no_wrap = True  # the cell, not its column: a table narrows columns that wrap before all others

@@ -118,6 +118,8 @@ def served(shared: Served, bundles: Bundles, runner: asyncio.Runner) -> Served:
         for name, task in shared.service.model.tasks.items():
             if not task.loaded:
                 await shared.service.load(name)
+        await shared.service.predict(["settled"], ["tone"])  # after what a test before left with the worker
+        await turns()
         shared.events.clear()
 
     runner.run(fresh())
