@@ -35,9 +35,6 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from trunkline.atomic import write_json
 from trunkline.engine.base import Engine, Input
 from trunkline.engine.choose import Choice, choose
-from trunkline.engine.gpu import GpuBuilder
-from trunkline.engine.planned import PlannedEngine
-from trunkline.engine.timing import uncached
 from trunkline.machine import machine
 from trunkline.model.branch import Branch, Reading, load_branch
 from trunkline.model.encoders import Encoder
@@ -65,8 +62,9 @@ DIALS = (
     *(Dial(keep=keep) for keep in (0.995, 0.99, 0.98)),
 )
 BATCHES = (32, 1)
-TORCH = ("sst2",)
-"""Tasks of the paper's setting that torch, the reference, runs too, at the larger batch."""
+BY_TORCH = ("sst2",)
+"""Tasks of the paper's setting that the engine torch runs too, at the larger batch."""
+TORCH = Choice("torch", "float32", "cpu", "to compare")
 COMMAND = "python benchmarks/adaptive.py DATA_FOLDER --work FOLDER"
 ROUNDS = 5
 TIMED = {32: 6, 1: 40}
@@ -228,21 +226,14 @@ def branch_of(project: Project, stage: str) -> Branch:
     return load_branch(project.store.get(project.graph.keys[stage]).folder / BRANCH, workshop.trunk.encoder)
 
 
-def by_torch(trunk: Trunk, branches: dict[str, Branch]) -> Engine:
-    """The same plan run by torch."""
-    builder = GpuBuilder(trunk, device="cpu", dtype="float32")
-    parts = {task: builder.part(branch) for task, branch in branches.items()}
-    return uncached(PlannedEngine(trunk.encoder.reader, builder.backend(parts)))
-
-
 def single(choice: Choice, task: Ready) -> list[dict[str, Any]]:
     """Rows of a task in the paper's setting, with references."""
     trunk = task.trunk()
     alone = [{task.name: branch} for branch in task.branches.values()]
     by_seed = [engine_of(trunk, choice, one) for one in alone]
     rows = leaving(task, f"openvino {choice.dtype}", by_seed, BATCHES)
-    if task.name in TORCH:
-        rows += leaving(task, "torch float32", [by_torch(trunk, one) for one in alone], BATCHES[:1])
+    if task.name in BY_TORCH:
+        rows += leaving(task, "torch float32", [engine_of(trunk, TORCH, one) for one in alone], BATCHES[:1])
     students = {layers: engine_of(trunk, choice, {task.name: one}) for layers, one in task.students.items()}
     return rows + fewer(task, f"openvino {choice.dtype}", by_seed[0], students)
 

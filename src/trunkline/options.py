@@ -49,13 +49,12 @@ Engine = Annotated[str, typer.Option(help=f"One of {', '.join(ENGINES)}.", callb
 UsualEngine = Annotated[
     str | None,
     typer.Option(
-        help="torch (the reference, and the default), openvino (faster, once it has started; the default in int8) or "
-        "auto.",
+        help="torch (the default), openvino (faster, once it has started; the default in int8) or auto.",
         callback=_checked("engine"),
         show_default=False,
     ),
 ]
-"""None is the reference engine, or in int8 the only one that has it."""
+"""None is torch, or in int8 the only one that has it."""
 Dtype = Annotated[
     str,
     typer.Option(help=f"One of {', '.join(DTYPES)}; int8 where the bundle was quantized.", callback=_checked("dtype")),

@@ -45,7 +45,7 @@ def test_a_family_that_a_conversion_would_get_wrong_has_another_engine(tmp_path:
         (("auto", "auto", "gpu"), "cuda"),
         (("auto", "auto", "cuda:one"), "unknown device 'cuda:one'"),
         (("auto", "auto", "cuda:99"), "device cuda:99: torch sees"),
-        (("torch", "bfloat16", "cpu"), "reference"),
+        (("torch", "bfloat16", "cpu"), "in float32"),
         (("openvino", "auto", "cuda"), "CPU"),
         (("auto", "auto", "cuda"), "no GPU"),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from branches import INPUTS, random_branch
-from engines import ENGINES, agree, assert_rows_equal_themselves_alone, batches, close, engines_of
+from engines import ENGINES, agree, assert_rows_equal_themselves_alone, batches, close, engines_of, fresh
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -16,11 +16,12 @@ from tiny import tiny_encoder
 
 from trunkline.engine import Input, ItemError, predict
 from trunkline.engine.base import Engine, Job
-from trunkline.engine.timing import uncached
-from trunkline.engine.torch import TorchEngine
+from trunkline.engine.choose import NOT_IN_OPENVINO
+from trunkline.engine.reference import ReferenceEngine
 from trunkline.errors import UsageError
 from trunkline.model.branch import Branch
 from trunkline.model.encoders import Encoder
+from trunkline.model.families import FAMILIES
 from trunkline.model.trunk import Trunk
 
 pytest.importorskip("trunkline.engine.runtime", reason="OpenVINO is an extra", exc_type=ImportError)
@@ -69,20 +70,36 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return engines_of(trunk, made(trunk))
 
 
-@pytest.mark.parametrize("name", ["openvino", "gpu"])
+@pytest.mark.parametrize("name", ["openvino", "torch"])
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(jobs=batches(TASKS), batch_size=st.sampled_from([None, 2, 4]))
 def test_rows_of_mixed_speeds_in_one_batch_equal_the_rows_run_one_by_one(
     engines: Mapping[str, Engine], name: str, jobs: list[Job], batch_size: int | None
 ) -> None:
     """Promise 5; also of batches that go side by side, and whose rows go on together."""
-    assert_rows_equal_themselves_alone(engines["torch"], engines[name], jobs, batch_size)
+    assert_rows_equal_themselves_alone(engines["reference"], engines[name], jobs, batch_size)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_rows_leave_at_the_same_exits_whatever_the_family(tmp_path: Path, family: str) -> None:
+    trunk = Trunk(Encoder.load(tiny_encoder(tmp_path, family)), "f" * 64)
+    some = {task: SORTS[task] for task in ("deep", "slots")}
+    branches = {task: random_branch(trunk, task, **sort, speeds=speeds(sort)) for task, sort in some.items()}
+    names = [name for name in ENGINES if name != "openvino" or family not in NOT_IN_OPENVINO]
+    engines = engines_of(trunk, branches, names)
+    jobs = [
+        Job(item, tuple(some), tuple((task, speed) for task in some))
+        for item in INPUTS
+        for speed in (0.0, 0.5, 0.8, 0.9, 1.0)
+    ]
+    for name in names[1:]:
+        assert_rows_equal_themselves_alone(engines["reference"], engines[name], jobs)
 
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_speed_zero_is_off(engines: Mapping[str, Engine], name: str) -> None:
     """Promise 5: to the bit, and nothing is said of exits."""
-    engine = uncached(engines[name])
+    engine = fresh(engines[name])
     off, _ = engine.run([Job(item, TASKS, tuple((task, 0.0) for task in TASKS)) for item in INPUTS])
     none, _ = engine.run([Job(item, TASKS) for item in INPUTS])
     for one, other in zip(off, none, strict=True):
@@ -96,7 +113,7 @@ def test_speed_zero_is_off(engines: Mapping[str, Engine], name: str) -> None:
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_texts_leave_at_no_exit_that_their_speed_does_not_ask(engines: Mapping[str, Engine], name: str) -> None:
-    engine = uncached(engines[name])
+    engine = fresh(engines[name])
     full, _ = engine.run([Job(item, TASKS) for item in INPUTS])
     found, _ = engine.run([Job(item, TASKS, tuple((task, 0.3) for task in TASKS)) for item in INPUTS])
     for one, other in zip(found, full, strict=True):
@@ -177,7 +194,7 @@ def test_answers_say_where_they_left_and_a_keep_finds_its_speed(engines: Mapping
 )
 def test_what_no_dial_has_is_refused(engines: Mapping[str, Any], asked: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        predict(engines["torch"], ["play"], ["intent"], **asked)
+        predict(engines["reference"], ["play"], ["intent"], **asked)
 
 
 def test_a_branch_with_exits_survives_its_file(tmp_path: Path) -> None:
@@ -189,7 +206,7 @@ def test_a_branch_with_exits_survives_its_file(tmp_path: Path) -> None:
     again = load_branch(tmp_path / "slots.safetensors", trunk.encoder)
     assert again.spec == branches["slots"].spec
     jobs = [Job(item, ("slots",), (("slots", 0.9),)) for item in INPUTS]
-    one, other = (TorchEngine(trunk, {"slots": branch}).run(jobs)[0] for branch in (branches["slots"], again))
+    one, other = (ReferenceEngine(trunk, {"slots": branch}).run(jobs)[0] for branch in (branches["slots"], again))
     for found, expected in zip(one, other, strict=True):
         assert agree(expected["slots"], found["slots"], 0.9)
 

@@ -18,7 +18,7 @@ from trunkline.engine.choose import INT8, Choice, choose, no_int8
 from trunkline.engine.load import Loader
 from trunkline.engine.planned import PlannedEngine
 from trunkline.engine.ranges import Range, Ranges, integer_weights, read_ranges, write_ranges
-from trunkline.engine.torch import TorchEngine
+from trunkline.engine.reference import ReferenceEngine
 from trunkline.errors import BundleError, UsageError
 from trunkline.model.branch import Branch
 from trunkline.model.encoders import Encoder
@@ -71,7 +71,7 @@ def test_every_linear_layer_of_the_trunk_runs_in_integers_and_answers_stay_near(
     for index, layer in enumerate(layers):
         ran = products(layer.get_compiled_model())
         assert ran["u8"] + ran["i8"] == sum(name.startswith(f"{index}.") for name in ranges) > 0
-    reference = TorchEngine(trunk, few)
+    reference = ReferenceEngine(trunk, few)
     expected, found = reference.logits(INPUTS, few), engine.logits(INPUTS, few)
     for task in few:
         kind = few[task].spec.kind

@@ -16,10 +16,9 @@ from tiny import tiny_encoder
 from trunkline.engine import Input, ItemError
 from trunkline.engine.base import Job, answers, logits_of
 from trunkline.engine.choose import FLOAT32_ONLY, NOT_IN_OPENVINO, Choice
-from trunkline.engine.gpu import GpuBuilder
 from trunkline.engine.load import Loader
 from trunkline.engine.planned import PlannedEngine
-from trunkline.engine.torch import TorchEngine
+from trunkline.engine.reference import ReferenceEngine
 from trunkline.errors import BundleError, UsageError
 from trunkline.model.branch import Branch
 from trunkline.model.encoders import Encoder
@@ -41,9 +40,7 @@ def loaded(folder: Path, family: str = "bert", dtype: str = "float32") -> tuple[
 
 
 def engine_of(loader: Loader, branches: dict[str, Branch]) -> PlannedEngine:
-    found = loader.engine({task: (task, lambda task=task: branches[task]) for task in branches})
-    assert isinstance(found, PlannedEngine)
-    return found
+    return loader.engine({task: (task, lambda task=task: branches[task]) for task in branches})
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +49,9 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Loader, dict[str, Br
 
 
 @pytest.fixture(scope="module")
-def both(bert: tuple[Loader, dict[str, Branch]]) -> tuple[TorchEngine, PlannedEngine]:
+def both(bert: tuple[Loader, dict[str, Branch]]) -> tuple[ReferenceEngine, PlannedEngine]:
     loader, branches = bert
-    return TorchEngine(loader.trunk, branches), engine_of(loader, branches)
+    return ReferenceEngine(loader.trunk, branches), engine_of(loader, branches)
 
 
 def same(one: Any, other: Any, tolerance: float = EXACT) -> bool:
@@ -64,11 +61,11 @@ def same(one: Any, other: Any, tolerance: float = EXACT) -> bool:
     return one.shape == other.shape and bool(np.abs(one - other).max(initial=0) <= tolerance * scale)
 
 
-def alone(engine: TorchEngine, job: Job) -> dict[str, Any]:
+def alone(engine: ReferenceEngine, job: Job) -> dict[str, Any]:
     return {task: found[0] for task, found in engine.logits([job.item], job.tasks).items()}
 
 
-def test_every_kind_and_reading_equals_the_reference(both: tuple[TorchEngine, PlannedEngine]) -> None:
+def test_every_kind_and_reading_equals_the_reference(both: tuple[ReferenceEngine, PlannedEngine]) -> None:
     reference, fast = both
     expected, found = reference.logits(INPUTS, TASKS), fast.logits(INPUTS, TASKS)
     for task in TASKS:
@@ -92,7 +89,7 @@ jobs_of = st.lists(
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(jobs_of)
 def test_jobs_with_different_tasks_share_passes_and_answer_as_each_does_alone(
-    both: tuple[TorchEngine, PlannedEngine], jobs: list[Job]
+    both: tuple[ReferenceEngine, PlannedEngine], jobs: list[Job]
 ) -> None:
     reference, fast = both
     found, work = fast.run(jobs)
@@ -109,7 +106,7 @@ def test_jobs_with_different_tasks_share_passes_and_answer_as_each_does_alone(
 def test_other_families_equal_the_reference(tmp_path: Path, family: str) -> None:
     loader, branches = loaded(tmp_path, family)
     few = {task: branches[task] for task in ("intent", "slots", "same")}
-    expected = TorchEngine(loader.trunk, few).logits(INPUTS, few)
+    expected = ReferenceEngine(loader.trunk, few).logits(INPUTS, few)
     found = engine_of(loader, few).logits(INPUTS, few)
     for task in few:
         assert all(same(one, other) for one, other in zip(expected[task], found[task], strict=True)), task
@@ -118,7 +115,7 @@ def test_other_families_equal_the_reference(tmp_path: Path, family: str) -> None
 def test_bfloat16_gives_the_same_answers_within_its_digits(tmp_path: Path) -> None:
     loader, branches = loaded(tmp_path, dtype="bfloat16")
     fast = engine_of(loader, branches)
-    expected, found = TorchEngine(loader.trunk, branches).logits(INPUTS, TASKS), fast.logits(INPUTS, TASKS)
+    expected, found = ReferenceEngine(loader.trunk, branches).logits(INPUTS, TASKS), fast.logits(INPUTS, TASKS)
     for task in TASKS:
         for one, other in zip(expected[task], found[task], strict=True):
             kind = fast.specs[task].kind
@@ -132,7 +129,7 @@ def test_bfloat16_holds_over_long_texts_in_every_family(tmp_path: Path, family: 
     sort = {"kind": "classification", "fork": 3, "layers": 1, "max_tokens": 512}
     branches = {"long": random_branch(loader.trunk, "long", **sort)}
     inputs = [Input(" ".join(f"{i} play some music at {i + n}" for i in range(80))) for n in range(2)]
-    expected = TorchEngine(loader.trunk, branches).logits(inputs, ["long"])
+    expected = ReferenceEngine(loader.trunk, branches).logits(inputs, ["long"])
     found = engine_of(loader, branches).logits(inputs, ["long"])
     # ModernBERT, whose rotary angles bfloat16 cannot hold, is 0.019 off here; MPNet and RoBERTa are 0.002 and 0.003.
     for one, other in zip(expected["long"], found["long"], strict=True):
@@ -155,7 +152,7 @@ def counted(engine: PlannedEngine, jobs: Sequence[Job], monkeypatch: pytest.Monk
 
 
 def test_one_trunk_pass_no_deeper_than_asked(
-    both: tuple[TorchEngine, PlannedEngine], monkeypatch: pytest.MonkeyPatch
+    both: tuple[ReferenceEngine, PlannedEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Promise 3."""
     item = Input("play some music")
@@ -165,13 +162,13 @@ def test_one_trunk_pass_no_deeper_than_asked(
 
 
 def test_a_text_that_stands_twice_is_read_once(
-    both: tuple[TorchEngine, PlannedEngine], monkeypatch: pytest.MonkeyPatch
+    both: tuple[ReferenceEngine, PlannedEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = [Job(Input("play some music", str(i)), ("intent", "urgency")) for i in range(5)]
     assert {rows for _, rows in counted(both[1], jobs, monkeypatch)} == {1}
 
 
-def test_one_query_against_known_passages_costs_no_trunk(both: tuple[TorchEngine, PlannedEngine]) -> None:
+def test_one_query_against_known_passages_costs_no_trunk(both: tuple[ReferenceEngine, PlannedEngine]) -> None:
     engine = PlannedEngine(both[1].reader, both[1].backend)  # with a cache of its own
     passages = ["it will rain today", "play a song", "wake me at seven please"]
     _, first = engine.run([Job(Input("will it rain", passage), ("same",)) for passage in passages])
@@ -183,14 +180,16 @@ def test_one_query_against_known_passages_costs_no_trunk(both: tuple[TorchEngine
     assert all(same(one, logits_of(other["same"])) for one, other in zip(expected["same"], found, strict=True))
 
 
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
 def test_isolation_other_tasks_keep_their_bits_when_one_comes_changes_or_goes(
-    bert: tuple[Loader, dict[str, Branch]],
+    bert: tuple[Loader, dict[str, Branch]], engine: str
 ) -> None:
     """Promise 2."""
-    loader, branches = bert
+    trunk, branches = bert[0].trunk, bert[1]
+    loader = Loader(trunk, Choice(engine, "float32", "cpu", "a test"))
     few = {task: branches[task] for task in ("intent", "slots", "same", "tone")}
     before = engine_of(loader, few).logits(INPUTS, few)
-    changed = few | {"tone": random_branch(loader.trunk, "tone", kind="multilabel", fork=3, layers=1)}
+    changed = few | {"tone": random_branch(trunk, "tone", kind="multilabel", fork=3, layers=1)}
     del changed["slots"]
     changed["urgency"] = branches["urgency"]
     hashes = {task: task if task != "tone" else "changed" for task in changed}
@@ -223,12 +222,12 @@ def test_a_branch_answers_under_the_name_that_the_engine_has_for_it(bert: tuple[
     loader, branches = bert
     named = {f"the {task}": (task, lambda task=task: branches[task]) for task in ("intent", "slots", "same")}
     found, _ = loader.engine(named).run([Job(INPUTS[0], tuple(named))])
-    expected = TorchEngine(loader.trunk, branches).logits(INPUTS[:1], branches)
+    expected = ReferenceEngine(loader.trunk, branches).logits(INPUTS[:1], branches)
     for task in ("intent", "slots", "same"):
         assert same(expected[task][0], logits_of(found[0][f"the {task}"]))
 
 
-def test_an_input_longer_than_a_pass_runs_alone(both: tuple[TorchEngine, PlannedEngine]) -> None:
+def test_an_input_longer_than_a_pass_runs_alone(both: tuple[ReferenceEngine, PlannedEngine]) -> None:
     reference, fast = both
     small = PlannedEngine(fast.reader, fast.backend, pass_tokens=8)
     jobs = [Job(Input("play some music " * 6), ("intent",)), Job(Input("no"), ("intent",))]
@@ -238,7 +237,7 @@ def test_an_input_longer_than_a_pass_runs_alone(both: tuple[TorchEngine, Planned
     )
 
 
-def test_answers_come_per_job(both: tuple[TorchEngine, PlannedEngine]) -> None:
+def test_answers_come_per_job(both: tuple[ReferenceEngine, PlannedEngine]) -> None:
     jobs = [Job(Input("play some music"), ("intent",)), Job(Input(" "), ("slots", "tone"))]
     found, _ = both[1].run(jobs)
     first, second = answers(both[1], jobs, found)
@@ -247,7 +246,7 @@ def test_answers_come_per_job(both: tuple[TorchEngine, PlannedEngine]) -> None:
 
 
 def test_unknown_tasks_and_foreign_branches_are_refused(
-    both: tuple[TorchEngine, PlannedEngine], tmp_path: Path
+    both: tuple[ReferenceEngine, PlannedEngine], tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="intents"):
         both[1].run([Job(Input("play"), ("intents",))])
@@ -267,13 +266,13 @@ def test_every_structure_of_bert_is_converted_once_and_filled(bert: tuple[Loader
 def test_a_regression_in_large_units_keeps_its_bias(bert: tuple[Loader, dict[str, Branch]]) -> None:
     sort = {"kind": "regression", "fork": 3, "layers": 1, "mean": 1e6, "std": 50.0}
     branch = random_branch(bert[0].trunk, "price", **sort)
-    expected = TorchEngine(bert[0].trunk, {"price": branch}).logits(INPUTS, ["price"])["price"]
+    expected = ReferenceEngine(bert[0].trunk, {"price": branch}).logits(INPUTS, ["price"])["price"]
     found = engine_of(bert[0], {"price": branch}).logits(INPUTS, ["price"])["price"]
     assert max(abs(one - other) for one, other in zip(expected, found, strict=True)) < 0.01 * 50
 
 
 def test_pairs_of_unlike_lengths_keep_to_the_limit_of_a_pass(
-    both: tuple[TorchEngine, PlannedEngine], monkeypatch: pytest.MonkeyPatch
+    both: tuple[ReferenceEngine, PlannedEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference, fast = both
     long, short = "play some music " * 8, "no"
@@ -293,13 +292,11 @@ def test_pairs_of_unlike_lengths_keep_to_the_limit_of_a_pass(
     assert all(same(one, other) for one, other in zip(expected, found, strict=True))
 
 
-def test_the_gpu_backend_computes_the_same_where_it_runs_on_a_cpu(
-    both: tuple[TorchEngine, PlannedEngine], bert: tuple[Loader, dict[str, Branch]]
+def test_the_torch_engine_computes_the_same(
+    both: tuple[ReferenceEngine, PlannedEngine], bert: tuple[Loader, dict[str, Branch]]
 ) -> None:
     loader, branches = bert
-    builder = GpuBuilder(loader.trunk, device="cpu", dtype="float32")
-    parts = {task: builder.part(branch) for task, branch in branches.items()}
-    engine = PlannedEngine(loader.trunk.encoder.reader, builder.backend(parts))
+    engine = engine_of(Loader(loader.trunk, Choice("torch", "float32", "cpu", "a test")), branches)
     expected, found = both[0].logits(INPUTS, TASKS), engine.logits(INPUTS, TASKS)
     for task in TASKS:
         assert all(same(one, other) for one, other in zip(expected[task], found[task], strict=True)), task

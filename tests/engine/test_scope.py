@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 from branches import INPUTS, random_branch
-from engines import ENGINES, assert_rows_equal_themselves_alone, batches, engines_of
+from engines import ENGINES, assert_rows_equal_themselves_alone, batches, engines_of, fresh
 from hypothesis import given, settings
 from pydantic import ValidationError
 from tiny import tiny_encoder
 
 from trunkline.engine import predict
 from trunkline.engine.base import Engine, Job, Output
-from trunkline.engine.gpu import GpuBuilder
-from trunkline.engine.timing import uncached
-from trunkline.engine.torch import TorchEngine
+from trunkline.engine.reference import ReferenceEngine
+from trunkline.engine.torch import TorchBuilder
 from trunkline.model.branch import Branch, load_branch, save_branch
 from trunkline.model.encoders import Encoder
 from trunkline.model.trunk import Trunk
@@ -67,14 +66,14 @@ def engines(made: tuple[Trunk, dict[str, Branch]]) -> dict[str, Any]:
     return engines_of(*made)
 
 
-@pytest.mark.parametrize("name", ["openvino", "gpu"])
+@pytest.mark.parametrize("name", ["openvino", "torch"])
 @settings(max_examples=20)
 @given(jobs=batches(TASKS))
 def test_rows_of_mixed_speeds_in_one_batch_equal_the_rows_run_one_by_one(
     engines: Mapping[str, Engine], name: str, jobs: list[Job]
 ) -> None:
     """Promise 5, with scopes."""
-    assert_rows_equal_themselves_alone(engines["torch"], engines[name], jobs)
+    assert_rows_equal_themselves_alone(engines["reference"], engines[name], jobs)
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -94,7 +93,7 @@ def test_a_scope_leaves_the_logits_as_they_are_and_depends_on_no_other_task(
     made: tuple[Trunk, dict[str, Branch]], engines: Mapping[str, Engine], name: str
 ) -> None:
     """Promise 2."""
-    engine = uncached(engines[name])  # texts from the cache make a batch of another shape
+    engine = fresh(engines[name])  # texts from the cache make a batch of another shape
     all_of_them, _ = engine.run([Job(item, TASKS) for item in INPUTS])
     for task in TASKS:
         alone, _ = engine.run([Job(item, (task,)) for item in INPUTS])
@@ -106,8 +105,8 @@ def test_a_scope_leaves_the_logits_as_they_are_and_depends_on_no_other_task(
     bare = branches["intent"].spec.model_copy(update={"scope": None})
     without = Branch(bare, branches["intent"].layers, branches["intent"].norm, branches["intent"].head)
     without.exits = branches["intent"].exits
-    [first], _ = TorchEngine(trunk, {"intent": without}).run([Job(INPUTS[0], ("intent",))])
-    [second], _ = TorchEngine(trunk, branches).run([Job(INPUTS[0], ("intent",))])
+    [first], _ = ReferenceEngine(trunk, {"intent": without}).run([Job(INPUTS[0], ("intent",))])
+    [second], _ = ReferenceEngine(trunk, branches).run([Job(INPUTS[0], ("intent",))])
     assert (first["intent"].scope, second["intent"].scope is not None) == (None, True)
     assert np.array_equal(first["intent"].logits, second["intent"].logits)
 
@@ -123,7 +122,7 @@ def test_in_bfloat16_the_distance_keeps_its_digits(made: tuple[Trunk, dict[str, 
     """What moves is the states alone: all that is computed from them is float32."""
     trunk, branches = made
     branch = branches["intent"]
-    half = GpuBuilder(trunk, device="cpu", dtype="bfloat16").part(branch)
+    half = TorchBuilder(trunk, device="cpu", dtype="bfloat16").part(branch)
     assert {weights.dtype.itemsize for weights in half.branch.scopes.buffers()} == {4}
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from trunkline.bundle.manifest import TRUNK, Int8Entry, Manifest, bundle_id, read_manifest, verify
 from trunkline.bundle.probes import Probes, deviation
-from trunkline.engine.base import BATCH_SIZE, Engine, Input, ItemError, Logits, known_tasks, predict
+from trunkline.engine.base import BATCH_SIZE, Input, ItemError, Logits, known_tasks, predict
 from trunkline.engine.choose import INT8
 from trunkline.errors import BundleError, EncoderError
 from trunkline.project.tasks import Answer
@@ -21,6 +21,7 @@ from trunkline.project.tasks import Answer
 if TYPE_CHECKING:
     from trunkline.engine.choose import Choice
     from trunkline.engine.load import Loader
+    from trunkline.engine.planned import PlannedEngine
     from trunkline.model.branch import Branch, BranchSpec
     from trunkline.model.trunk import Trunk
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 class Bundle:
     """A merged model: one trunk and a branch per task. `id` names its content."""
 
-    def __init__(self, folder: Path, id: str, manifest: Manifest, loader: Loader, engine: Engine) -> None:
+    def __init__(self, folder: Path, id: str, manifest: Manifest, loader: Loader, engine: PlannedEngine) -> None:
         self.folder = folder
         self.id = id
         self.manifest = manifest
@@ -49,7 +50,7 @@ class Bundle:
     ) -> Bundle:
         """Check the bundle in the folder `path` and load it, all of it or only `tasks`.
 
-        `engine` is "torch" (on a CPU the float32 reference, on a GPU the fast engine; the default), "openvino" (the
+        `engine` is "torch" (the default; on a CPU in float32), "openvino" (faster on a CPU, once it has started; the
         default in int8) or "auto"; `dtype` and `device` may be left to it too. Over the same trunk, a `previous` bundle
         lends its engine, whatever these say, and its branches: what is in memory is not read again. States of known
         texts of pairs take at most `cache_bytes` (256 MiB) of memory, on engines that keep any. Raises BundleError

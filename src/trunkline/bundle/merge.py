@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from trunkline.atomic import clear_leftovers, exclusive, publish_folder, scratch_folder, staging_path, write_json
-from trunkline.bundle.loaded import Bundle, load_task, load_trunk
+from trunkline.bundle.loaded import load_task, load_trunk
 from trunkline.bundle.manifest import (
     BRANCHES,
     INT8,
@@ -37,6 +38,28 @@ from trunkline.model.source import Source, files, resolve
 LOCK = "merge.lock"
 
 
+@dataclass(frozen=True)
+class _Built:
+    """A bundle's folder, finished or not, with its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    def probes(self) -> Probes:
+        """The inputs that it was proved on, with every task's logits there."""
+        return Probes.read(self.folder / self.manifest.probes.file)
+
+    def reference(self) -> Engine:
+        """All of it on the reference engine, whose batches have the same shape whatever else a bundle holds."""
+        from trunkline.engine.reference import ReferenceEngine
+
+        trunk = load_trunk(self.folder / TRUNK, self.manifest.trunk.fingerprint)
+        branches = self.manifest.branches.items()
+        return ReferenceEngine(
+            trunk, {task: load_task(self.folder / entry.file, task, trunk) for task, entry in branches}
+        )
+
+
 def merge(
     source: Source,
     branch_files: Mapping[str, Path],
@@ -56,13 +79,13 @@ def merge(
     """
     if not branch_files:
         raise BundleError("a bundle needs at least one branch; none was given")
-    before = None if previous is None else Bundle.load(previous)
+    before = None if previous is None else _Built(previous, verify(previous))
     with exclusive(out / LOCK, wait=wait):
         clear_leftovers(out)
         scratch = scratch_folder(out / "bundle")
         try:
             manifest = _gather(source, branch_files, scratch, previous, name)
-            probed = _prove(source, branch_files, list(probes), scratch, manifest, before)
+            probed = _prove(source, branch_files, list(probes), _Built(scratch, manifest), before)
             write_json(scratch / PROBES, probed.model_dump(mode="json"))
             manifest = manifest.model_copy(
                 update={"probes": FileEntry(file=PROBES, sha256=file_hash(scratch / PROBES))}
@@ -138,29 +161,20 @@ def place(path: Path, destination: Path, twin: Path | None) -> None:
 
 
 def _prove(
-    source: Source,
-    branch_files: Mapping[str, Path],
-    probes: list[Input],
-    scratch: Path,
-    manifest: Manifest,
-    before: Bundle | None,
+    source: Source, branch_files: Mapping[str, Path], probes: list[Input], built: _Built, before: _Built | None
 ) -> Probes:
     """The proofs of promises 1 and 2; returns the probes with the merged model's logits, as the bundle has them."""
-    from trunkline.engine.torch import TorchEngine
-
-    trunk = load_trunk(scratch / TRUNK, source.fingerprint)
-    staged = {task: load_task(scratch / entry.file, task, trunk) for task, entry in manifest.branches.items()}
-    engine = TorchEngine(trunk, staged)
+    engine = built.reference()
     merged = engine.logits(probes, branch_files)
     if before is not None:
-        _prove_isolation(before, manifest, engine, probes)
-    del trunk, staged, engine
+        _prove_isolation(before, built.manifest, engine, probes)
+    del engine
     _prove_single(source, branch_files, probes, merged)
     made = Probes.made(probes, merged)
-    return _unless_rounding(made, manifest, before)
+    return _unless_rounding(made, built.manifest, before)
 
 
-def _unless_rounding(made: Probes, manifest: Manifest, before: Bundle | None) -> Probes:
+def _unless_rounding(made: Probes, manifest: Manifest, before: _Built | None) -> Probes:
     """The probes of an earlier bundle of the very same parts: logits that this run rounds in another way, as with
     another number of threads, do not make it another bundle.
     """
@@ -173,14 +187,14 @@ def _unless_rounding(made: Probes, manifest: Manifest, before: Bundle | None) ->
     return kept if alike else made
 
 
-def _prove_isolation(before: Bundle, manifest: Manifest, engine: Engine, probes: list[Input]) -> None:
+def _prove_isolation(before: _Built, manifest: Manifest, engine: Engine, probes: list[Input]) -> None:
     """Promise 2: branches that stayed give the same bits in the earlier bundle and in this one."""
     old, new = before.manifest.hashes(), manifest.hashes()
     stayed = [task for task in new if old.get(task) == new[task]]
     if not stayed:
         return
     inputs = probes + [item for item in before.probes().items() if item not in probes]
-    was, now = before.logits(inputs), engine.logits(inputs, new)
+    was, now = before.reference().logits(inputs, old), engine.logits(inputs, new)
     for task in stayed:
         prove_untouched(task, was[task], now[task])
 

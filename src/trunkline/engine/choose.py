@@ -84,12 +84,11 @@ def choose(
         return _in_int8(engine, device, family, rest)
     if device != "cpu" and engine != "openvino" and _cuda(device):
         return _on_gpu(dtype, "cuda" if device == "auto" else device)
-    if engine == "torch" or no_openvino(family) is not None:
+    reason = no_openvino(family)
+    if engine == "torch" or reason is not None:
         if dtype == "bfloat16":
-            raise UsageError(
-                "on a CPU the engine torch is the reference, in float32; bfloat16 takes the engine openvino"
-            )
-        return Choice("torch", "float32", "cpu", "the reference engine")
+            raise UsageError("on a CPU the engine torch computes in float32; bfloat16 takes the engine openvino")
+        return Choice("torch", "float32", "cpu", "as asked" if engine == "torch" else str(reason))
     if dtype != "auto":
         return Choice("openvino", dtype, "cpu", "as asked")
     if family in FLOAT32_ONLY:

@@ -13,7 +13,6 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from trunkline.engine.asked import StateCache
-from trunkline.engine.base import Engine
 from trunkline.engine.cache import Cache
 from trunkline.engine.choose import Choice
 from trunkline.engine.planned import CACHE_BYTES, PlannedEngine
@@ -50,12 +49,8 @@ class Loader:
 
     def engine(
         self, branches: Mapping[str, Source], ranges: Mapping[str, RangesSource] = MappingProxyType({})
-    ) -> Engine:
+    ) -> PlannedEngine:
         """An engine of these branches, by task, with the int8 `ranges` of those that have any."""
-        if self._builder is None:
-            from trunkline.engine.torch import TorchEngine
-
-            return TorchEngine(self.trunk, self._take(branches, {}, lambda branch: branch))
         parts = self._take(branches, ranges, self._builder.part)
         return PlannedEngine(self.trunk.encoder.reader, self._builder.backend(parts), cache=self._cache)
 
@@ -72,13 +67,11 @@ class Loader:
 
 
 def _builder(trunk: Trunk, choice: Choice, ranges: Ranges) -> Any:
-    """What makes the parts of a fast engine; None for the reference engine, which takes branches as they are."""
+    """What makes the parts of an engine."""
     if choice.engine == "openvino":
         from trunkline.engine.openvino import Builder
 
         return Builder(trunk, dtype=choice.floats, ranges=ranges)
-    if choice.device.startswith("cuda"):
-        from trunkline.engine.gpu import GpuBuilder
+    from trunkline.engine.torch import TorchBuilder
 
-        return GpuBuilder(trunk, device=choice.device, dtype=choice.dtype)
-    return None
+    return TorchBuilder(trunk, device=choice.device, dtype=choice.dtype)

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from trunkline.engine.backend import Backend, Call
-from trunkline.engine.base import Engine
 from trunkline.engine.cache import Cache
 from trunkline.engine.choose import Choice
 from trunkline.engine.load import Loader
@@ -36,7 +35,7 @@ Job = Callable[[], list[float]]
 """Runs one part and gives the seconds to each of its marks."""
 
 ALIKE = 4
-"""Equal branches that a fast engine runs at once, as it does at a fork: several small ones may go side by side."""
+"""Equal branches that run at once, as it does at a fork: several small ones may go side by side."""
 
 
 @dataclass(frozen=True)
@@ -97,20 +96,16 @@ def measure(
     jobs: dict[tuple[str, object], Job] = {}
     for length in sorted({sizes[slot] for slot in used}):
         given = _batch(trunk.encoder, batch, length)
-        jobs["trunk", length] = _trunk_on(engine.backend, given, trunk.depth) if engine else _trunk(trunk, given)
+        jobs["trunk", length] = _trunk(engine.backend, given, trunk.depth)
     for shape in shapes:
         read = [_batch(trunk.encoder, batch, sizes[slot]) for slot in Reading(shape.reading).slots]
-        branch = branches[shape.id]
-        jobs["branch", shape.id] = (
-            _branch_on(engine.backend, shape, read) if engine else _plain(trunk, branch, shape, read)
-        )
+        jobs["branch", shape.id] = _branch_alike(engine.backend, shape, read)
     times: dict[tuple[str, object], list[list[float]]] = {name: [] for name in jobs}
-    with torch.inference_mode():
-        for job in jobs.values():
-            job()  # the first run of a shape also allocates
-        for _ in range(repeats):
-            for name, job in jobs.items():
-                times[name].append(job())
+    for job in jobs.values():
+        job()  # the first run of a shape also allocates
+    for _ in range(repeats):
+        for name, job in jobs.items():
+            times[name].append(job())
     medians = {
         name: [1000 * statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in times.items()
     }
@@ -147,50 +142,19 @@ def _batch(encoder: Encoder, rows: int, tokens: int) -> TokenBatch:
     return TokenBatch(ids, torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool))
 
 
-def _engine(trunk: Trunk, choice: Choice, branches: Mapping[str, Branch]) -> PlannedEngine | None:
-    """The fast engine with every branch as often as it is run at once; None for the reference engine."""
+def _engine(trunk: Trunk, choice: Choice, branches: Mapping[str, Branch]) -> PlannedEngine:
+    """The engine with every branch as often as it is run at once."""
     sources = {id: (id, partial(branches.__getitem__, id)) for id in branches}
-    named = {_name(id, copy): source for id, source in sources.items() for copy in range(ALIKE)}
-    engine = Loader(trunk, choice).engine(named)
-    return engine if isinstance(engine, PlannedEngine) else None
+    return Loader(trunk, choice).engine(
+        {_name(id, copy): source for id, source in sources.items() for copy in range(ALIKE)}
+    )
 
 
 def _name(id: str, copy: int) -> str:
     return f"{id} {copy}"
 
 
-def _trunk(trunk: Trunk, given: TokenBatch) -> Job:
-    encoder = trunk.encoder
-
-    def run() -> list[float]:
-        start = time.perf_counter()
-        states = encoder.embed(given.ids, given.types, given.mask)
-        context = encoder.context(given.mask, states.dtype)
-        marks = [time.perf_counter() - start]
-        for index, layer in enumerate(encoder.layers):
-            states = encoder.run(layer, index, states, context)
-            marks.append(time.perf_counter() - start)
-        return marks
-
-    return run
-
-
-def _plain(trunk: Trunk, branch: Branch, shape: Shape, read: Sequence[TokenBatch]) -> Job:
-    masks = [given.mask for given in read]
-    states = [torch.randn(*mask.shape, trunk.width) for mask in masks]
-
-    def run() -> list[float]:
-        start = time.perf_counter()
-        if shape.exit:
-            branch.at_exit(shape.exits[0].depth, states[0], masks[0])
-        else:
-            (branch.end() if shape.end else branch)(trunk.encoder, states, masks)
-        return [time.perf_counter() - start]
-
-    return run
-
-
-def _trunk_on(backend: Backend, given: TokenBatch, depth: int) -> Job:
+def _trunk(backend: Backend, given: TokenBatch, depth: int) -> Job:
     ids, types, mask = given.ids.numpy(), given.types.numpy(), given.mask.numpy()
 
     def run() -> list[float]:
@@ -205,7 +169,7 @@ def _trunk_on(backend: Backend, given: TokenBatch, depth: int) -> Job:
     return run
 
 
-def _branch_on(backend: Backend, shape: Shape, read: Sequence[TokenBatch]) -> Job:
+def _branch_alike(backend: Backend, shape: Shape, read: Sequence[TokenBatch]) -> Job:
     masks = tuple(given.mask.numpy() for given in read)
     states = tuple(
         backend.gather(
@@ -234,9 +198,9 @@ def _rising(times: Sequence[float]) -> list[float]:
     return rising
 
 
-def uncached(engine: Engine) -> Engine:
+def uncached(engine: PlannedEngine) -> PlannedEngine:
     """The same engine without trunk states of texts that it knows: a repeated request costs what a first one does."""
-    return PlannedEngine(engine.reader, engine.backend, cache=Cache(0)) if isinstance(engine, PlannedEngine) else engine
+    return PlannedEngine(engine.reader, engine.backend, cache=Cache(0))
 
 
 def with_last_layer(branch: Branch, encoder: Encoder) -> Branch:

@@ -142,10 +142,12 @@ def _released(model: Released, device: str) -> Engine:
 
 
 def _trained(model: Trained, device: str) -> Engine:
-    from trunkline.engine.torch import TorchEngine
+    from trunkline.engine.choose import Choice
+    from trunkline.engine.load import Loader
     from trunkline.model.branch import load_branch
     from trunkline.model.encoders import Encoder
     from trunkline.model.trunk import Trunk
 
     trunk = Trunk(Encoder.load(model.encoder), model.fingerprint)
-    return TorchEngine(trunk, {model.task: load_branch(model.branch, trunk.encoder)}, device=device)
+    choice = Choice("torch", "float32", device, "in the digits that its students learn from")
+    return Loader(trunk, choice).engine({model.task: ("", lambda: load_branch(model.branch, trunk.encoder))})

@@ -17,7 +17,7 @@ from trunkline.pipeline.select import READS, TrunkCost
 from trunkline.pipeline.store import Store, key_of
 from trunkline.project.config import CostSettings
 
-COST_VERSION = 3
+COST_VERSION = 4
 END = "end"
 
 BranchShape = tuple[str, str, int, int, int, str]

@@ -186,7 +186,7 @@ class PredictWork:
                 window = order[start : start + WINDOW]
                 jobs = [Job(items[i], self.tasks, speeds) for i in window]
                 found, work = engine.run(jobs, batch_size=self.batch_size)
-                read += work.rows if work.tokens else 0  # the reference engine keeps no count
+                read += work.rows
                 for i, answer in zip(window, answers(engine, jobs, found), strict=True):
                     told = {
                         task: one.to_dict() if isinstance(one, ItemError) else to_dict(one)
@@ -195,7 +195,7 @@ class PredictWork:
                     faults += any("error" in one for one in told.values())
                     rows[i] = {"answers": told}
                 moved(len(window))
-            counts = {FAULTS: faults, **({ASKED: len(items) * len(places), READ: read} if read else {})}
+            counts = {FAULTS: faults, ASKED: len(items) * len(places), READ: read}
             return Scored(_table(rows, _answers_schema({task: specs[task] for task in self.tasks})), counts)
 
         return score

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trunkline.engine import Input, ItemError, predict
-from trunkline.engine.torch import TorchEngine
+from trunkline.engine.reference import ReferenceEngine
 from trunkline.errors import BundleError, EncoderError, UsageError
 from trunkline.model.branch import Branch
 from trunkline.model.trunk import Trunk
@@ -37,8 +37,8 @@ def branches(trunk: Trunk) -> dict[str, Branch]:
 
 
 @pytest.fixture(scope="module")
-def engine(trunk: Trunk, branches: dict[str, Branch]) -> TorchEngine:
-    return TorchEngine(trunk, branches)
+def engine(trunk: Trunk, branches: dict[str, Branch]) -> ReferenceEngine:
+    return ReferenceEngine(trunk, branches)
 
 
 def bits(results: Sequence[Any]) -> list[Any]:
@@ -80,7 +80,7 @@ def counted(trunk: Trunk) -> Iterator[Counter[int]]:
     ],
 )
 def test_promise_3_each_sequence_passes_each_trunk_layer_once_and_no_deeper_than_asked(
-    trunk: Trunk, engine: TorchEngine, tasks: list[str], expected: dict[int, int]
+    trunk: Trunk, engine: ReferenceEngine, tasks: list[str], expected: dict[int, int]
 ) -> None:
     with counted(trunk) as calls:
         engine.logits(INPUTS, tasks)
@@ -92,7 +92,7 @@ def test_promise_3_limits_on_tokens_cost_a_second_pass_only_where_they_cut(trunk
         "long": random_branch(trunk, "long", fork=2, max_tokens=64),
         "short": random_branch(trunk, "short", fork=3, max_tokens=6),
     }
-    engine = TorchEngine(trunk, two)
+    engine = ReferenceEngine(trunk, two)
     brief = [Input("play music"), Input("a nice day")]
     with counted(trunk) as calls:
         engine.logits(brief, ["long", "short"])
@@ -102,13 +102,13 @@ def test_promise_3_limits_on_tokens_cost_a_second_pass_only_where_they_cut(trunk
     assert calls == {0: 2, 1: 2, 2: 1}
 
 
-def test_promise_3_layers_run_once_for_each_batch(trunk: Trunk, engine: TorchEngine) -> None:
+def test_promise_3_layers_run_once_for_each_batch(trunk: Trunk, engine: ReferenceEngine) -> None:
     with counted(trunk) as calls:
         engine.logits(INPUTS, ["intent", "tone", "urgency"], batch_size=2)
     assert calls == {0: 3, 1: 3, 2: 3}
 
 
-def test_equal_texts_are_read_once(trunk: Trunk, engine: TorchEngine) -> None:
+def test_equal_texts_are_read_once(trunk: Trunk, engine: ReferenceEngine) -> None:
     query = "play some music"
     pairs = [Input(query, f"{passage} today") for passage in ("rain", "a very nice song", "the weather")]
     rows: list[int] = []
@@ -164,8 +164,8 @@ def check_isolation(
     """Ask some tasks, then all, then all after one was added or replaced; seen backwards, one was removed."""
     name, sort = change
     after_tasks = {**tasks, name: sort}
-    before = TorchEngine(trunk, {task: random_branch(trunk, task, **sort) for task, sort in tasks.items()})
-    after = TorchEngine(
+    before = ReferenceEngine(trunk, {task: random_branch(trunk, task, **sort) for task, sort in tasks.items()})
+    after = ReferenceEngine(
         trunk, {task: random_branch(trunk, task, seed=int(task == name), **sort) for task, sort in after_tasks.items()}
     )
     asked = draw.sample(sorted(tasks), draw.randint(1, len(tasks)))
@@ -208,14 +208,16 @@ def test_promise_2_holds_with_several_threads(
         torch.set_num_threads(1)
 
 
-def test_the_same_call_gives_the_same_bits(engine: TorchEngine) -> None:
+def test_the_same_call_gives_the_same_bits(engine: ReferenceEngine) -> None:
     once, again = (engine.logits(INPUTS, list(ALL_SORTS)) for _ in range(2))
     for task in ALL_SORTS:
         assert bits(once[task]) == bits(again[task])
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
-def test_results_come_in_the_order_of_the_inputs_whatever_the_batch_size(engine: TorchEngine, batch_size: int) -> None:
+def test_results_come_in_the_order_of_the_inputs_whatever_the_batch_size(
+    engine: ReferenceEngine, batch_size: int
+) -> None:
     together = engine.logits(INPUTS, list(ALL_SORTS), batch_size=batch_size)
     for position, item in enumerate(INPUTS):
         alone = engine.logits([item], list(ALL_SORTS))
@@ -258,7 +260,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("bad", BAD, ids=ascii)
-def test_promise_8_one_bad_item_fails_alone(engine: TorchEngine, bad: object) -> None:
+def test_promise_8_one_bad_item_fails_alone(engine: ReferenceEngine, bad: object) -> None:
     good = [("play some music", "a song"), ("will it rain", "the weather today")]
     clean = predict(engine, good)
     mixed = predict(engine, [good[0], bad, good[1]])
@@ -273,12 +275,12 @@ def test_promise_8_one_bad_item_fails_alone(engine: TorchEngine, bad: object) ->
 
 
 @pytest.mark.parametrize("odd", ODD, ids=ascii)
-def test_promise_8_odd_but_readable_items_are_answered(engine: TorchEngine, odd: str) -> None:
+def test_promise_8_odd_but_readable_items_are_answered(engine: ReferenceEngine, odd: str) -> None:
     mixed = predict(engine, [("play", "music"), (odd, odd)])
     assert not [answer for answers in mixed for answer in answers.values() if isinstance(answer, ItemError)]
 
 
-def test_promise_8_a_missing_pair_fails_only_the_tasks_that_read_pairs(engine: TorchEngine) -> None:
+def test_promise_8_a_missing_pair_fails_only_the_tasks_that_read_pairs(engine: ReferenceEngine) -> None:
     alone, paired = predict(engine, ["play some music", ("play some music", "a song")])
     assert {task for task, answer in alone.items() if isinstance(answer, ItemError)} == {
         "same",
@@ -289,7 +291,7 @@ def test_promise_8_a_missing_pair_fails_only_the_tasks_that_read_pairs(engine: T
     assert not [task for task, answer in paired.items() if isinstance(answer, ItemError)]
 
 
-def test_promise_8_bad_words_fail_only_the_tasks_that_tag(engine: TorchEngine) -> None:
+def test_promise_8_bad_words_fail_only_the_tasks_that_tag(engine: ReferenceEngine) -> None:
     [answers] = predict(engine, [{"text": "play", "text_pair": "music", "words": [[3, 2]]}])
     assert {task for task, answer in answers.items() if isinstance(answer, ItemError)} == {"slots"}
 
@@ -297,12 +299,12 @@ def test_promise_8_bad_words_fail_only_the_tasks_that_tag(engine: TorchEngine) -
 def test_promise_8_a_branch_that_gives_no_number_fails_alone(trunk: Trunk, branches: dict[str, Branch]) -> None:
     broken = random_branch(trunk, "broken")
     broken.head.output.bias.data.fill_(float("nan"))
-    [answers] = predict(TorchEngine(trunk, {"intent": branches["intent"], "broken": broken}), ["play"])
+    [answers] = predict(ReferenceEngine(trunk, {"intent": branches["intent"], "broken": broken}), ["play"])
     assert "not a number" in getattr(answers["broken"], "message", "")
     assert not isinstance(answers["intent"], ItemError)
 
 
-def test_no_input_and_only_bad_inputs_are_answered_too(engine: TorchEngine) -> None:
+def test_no_input_and_only_bad_inputs_are_answered_too(engine: ReferenceEngine) -> None:
     assert predict(engine, []) == []
     assert all(isinstance(answer, ItemError) for answer in predict(engine, ["", None])[0].values())
 
@@ -312,7 +314,7 @@ def test_tags_come_as_spans_with_characters_of_the_raw_text(trunk: Trunk) -> Non
     branch = random_branch(trunk, "slots", kind="tagging")
     branch.head.output.weight.data.zero_()
     branch.head.output.bias.data = torch.tensor([0.0, 5.0, 0.0])  # every word begins an entity
-    [answers] = predict(TorchEngine(trunk, {"slots": branch}), [text])
+    [answers] = predict(ReferenceEngine(trunk, {"slots": branch}), [text])
     slots = answers["slots"]
     assert not isinstance(slots, ItemError)
     assert slots.spans is not None
@@ -320,7 +322,7 @@ def test_tags_come_as_spans_with_characters_of_the_raw_text(trunk: Trunk) -> Non
     assert [span.text for span in slots.spans] == ["Wake", "me", ",", "at", "SEVEN-thirty", "…", "你", "好"]
 
 
-def test_tags_of_equal_tokens_keep_the_characters_of_their_own_text(engine: TorchEngine) -> None:
+def test_tags_of_equal_tokens_keep_the_characters_of_their_own_text(engine: ReferenceEngine) -> None:
     texts = ["play music", "PLAY   music", "  play\nMusic"]
     for text, answers in zip(texts, predict(engine, texts, ["slots"]), strict=True):
         slots = answers["slots"]
@@ -328,7 +330,7 @@ def test_tags_of_equal_tokens_keep_the_characters_of_their_own_text(engine: Torc
         assert slots.words == text.split()
 
 
-def test_given_words_are_tagged_as_they_are(engine: TorchEngine) -> None:
+def test_given_words_are_tagged_as_they_are(engine: ReferenceEngine) -> None:
     item = Input("seven-thirty today", words=((0, 5), (5, 12), (13, 18)))
     [found] = engine.logits([item], ["slots"])["slots"]
     assert isinstance(found, np.ndarray)
@@ -339,7 +341,7 @@ def test_words_beyond_the_limit_on_tokens_are_outside_every_entity(trunk: Trunk)
     branch = random_branch(trunk, "slots", kind="tagging", max_tokens=5)
     branch.head.output.weight.data.zero_()
     branch.head.output.bias.data = torch.tensor([0.0, 5.0, 0.0])
-    [answers] = predict(TorchEngine(trunk, {"slots": branch}), ["play some music today please"])
+    [answers] = predict(ReferenceEngine(trunk, {"slots": branch}), ["play some music today please"])
     slots = answers["slots"]
     assert not isinstance(slots, ItemError)
     assert slots.tags == ["B-time", "B-time", "B-time", "O", "O"]
@@ -349,8 +351,8 @@ def test_regression_answers_are_in_the_unit_of_the_data(trunk: Trunk) -> None:
     branch = random_branch(trunk, "urgency", kind="regression")
     scaled = random_branch(trunk, "urgency", kind="regression")
     scaled.spec = replace_spec(scaled, mean=100.0, std=10.0)
-    plain = TorchEngine(trunk, {"urgency": branch}).logits(INPUTS, ["urgency"])["urgency"]
-    found = TorchEngine(trunk, {"urgency": scaled}).logits(INPUTS, ["urgency"])["urgency"]
+    plain = ReferenceEngine(trunk, {"urgency": branch}).logits(INPUTS, ["urgency"])["urgency"]
+    found = ReferenceEngine(trunk, {"urgency": scaled}).logits(INPUTS, ["urgency"])["urgency"]
     for one, other in zip(plain, found, strict=True):
         assert isinstance(one, np.ndarray)
         np.testing.assert_allclose(100.0 + 10.0 * one, other, rtol=1e-5)
@@ -360,7 +362,7 @@ def replace_spec(branch: Branch, **fields: Any) -> Any:
     return branch.spec.model_copy(update=fields)
 
 
-def test_unknown_tasks_are_named_with_the_nearest(engine: TorchEngine) -> None:
+def test_unknown_tasks_are_named_with_the_nearest(engine: ReferenceEngine) -> None:
     with pytest.raises(UsageError, match=r"unknown task 'intnt' \(did you mean 'intent'\?"):
         predict(engine, ["play"], ["intnt"])
     with pytest.raises(UsageError, match=r"\['intent'\]"):
@@ -374,16 +376,16 @@ def test_unknown_tasks_are_named_with_the_nearest(engine: TorchEngine) -> None:
 def test_a_branch_of_another_trunk_is_refused(trunk: Trunk, branches: dict[str, Branch], tmp_path: Path) -> None:
     other = load_trunk(tiny_source(tmp_path / "other", layers=DEPTH, seed=1))
     with pytest.raises(BundleError, match="branch 'intent' was made for trunk"):
-        TorchEngine(other, {"intent": branches["intent"]})
+        ReferenceEngine(other, {"intent": branches["intent"]})
 
 
 def test_a_limit_that_the_encoder_cannot_read_is_an_error_of_the_whole(trunk: Trunk) -> None:
     with pytest.raises(EncoderError, match="max_tokens = 9999"):
-        TorchEngine(trunk, {"a": random_branch(trunk, "a", max_tokens=9999)}).logits([Input("play")], ["a"])
+        ReferenceEngine(trunk, {"a": random_branch(trunk, "a", max_tokens=9999)}).logits([Input("play")], ["a"])
 
 
 def test_training_mode_changes_no_answer(trunk: Trunk, branches: dict[str, Branch]) -> None:
-    engine = TorchEngine(trunk, {"intent": branches["intent"]})
+    engine = ReferenceEngine(trunk, {"intent": branches["intent"]})
     before = engine.logits(INPUTS, ["intent"])["intent"]
     trunk.train()
     assert bits(engine.logits(INPUTS, ["intent"])["intent"]) == bits(before)
