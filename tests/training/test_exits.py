@@ -109,6 +109,17 @@ def test_exits_come_to_say_what_the_head_says(make: Any, tmp_path: Path, task: s
     assert learnt.outcome.score > 0.5 * still.outcome.score  # both below 0, where the head's own answers are
 
 
+def test_own_layers_run_once_for_each_text_however_long_exits_learn(make: Any, tmp_path: Path) -> None:
+    material = make("intent")
+    branch = tuned(material, tmp_path)
+    rows: list[int] = []
+    hook = branch.layers[0].register_forward_hook(lambda _module, read, _made: rows.append(len(read[0])))
+    given(material, branch, tmp_path, schedule=quick(epochs=3))
+    hook.remove()
+    pools = {pool for pool, _ in material.splits().values()}
+    assert sum(rows) == sum(len(set(material.rows(pool).texts)) for pool in pools)
+
+
 def test_labels_of_train_teach_no_exit(make: Any, tmp_path: Path) -> None:
     material = make("intent")
     branch = tuned(material, tmp_path)

@@ -9,8 +9,10 @@ Notation: B rows, T tokens, H width, C outputs.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from torch import Tensor, nn
 from trunkline.model.branch import Branch, BranchSpec, Reading, in_unit, may_exit, scope_depths
 from trunkline.model.exits import ExitSpec, Form, new_exit
 from trunkline.model.scope import Scope
+from trunkline.model.tokens import TokenBatch
+from trunkline.model.trunk import Trunk
 from trunkline.project.speed import Rule, SpeedPoint, compared, fastest
 from trunkline.project.tasks import Kind
 from trunkline.training.calibration import fit_temperature, flatten
@@ -57,26 +61,55 @@ class WithExits:
     left: dict[str, list[list[float]]]
 
 
+class Lengthened(Trunk):
+    """A trunk with the own layers of a finished branch above its fork, all but the last."""
+
+    def __init__(self, trunk: Trunk, branch: Branch) -> None:
+        super().__init__(trunk.encoder, _digest(trunk.fingerprint, branch))
+        self._branch = [branch]  # in a list: its weights are the branch's, and stay what they are
+
+    def states(self, batch: TokenBatch, forks: Iterable[int]) -> dict[int, Tensor]:
+        """The states (B, T, H) at these depths, each layer run at most once."""
+        [branch], wanted = self._branch, set(forks)
+        fork = branch.spec.fork
+        above = {depth for depth in wanted if depth > fork}
+        found = super().states(batch, wanted - above | ({fork} if above else set()))
+        if above:
+            with torch.no_grad():
+                own = islice(branch.own_states(self.encoder, found[fork], batch.mask), max(above) - fork)
+                found |= dict(enumerate(own, fork + 1))
+        return {depth: found[depth] for depth in wanted}
+
+
+def _digest(fingerprint: str, branch: Branch) -> str:
+    """Identifies a trunk with the own layers of this branch."""
+    sha = hashlib.sha256(f"{fingerprint} {branch.spec.fork}".encode())
+    for name, weight in branch.layers.state_dict().items():
+        sha.update(name.encode() + weight.cpu().numpy().tobytes())
+    return sha.hexdigest()
+
+
 class OnTheWay:
     """A finished branch over the states of one pool. Called with row numbers it gives ({depth: states (B, T, H)}, mask
-    (B, T), the head's logits): states at `depths` at least.
+    (B, T), the head's logits): states at `depths` at least. States between own layers are cached as the trunk's are.
     """
 
     def __init__(self, material: TaskMaterial, branch: Branch, depths: Collection[int], pool: str) -> None:
         spec = branch.spec
-        self._branch, self._encoder = branch, material.trunk.encoder
-        self._own = any(depth > spec.fork for depth in depths)
-        self._end = branch.end() if self._own else branch
-        forks = {spec.fork, *(depth for depth in depths if depth <= spec.fork)}
-        [self._states] = material.states_at(pool, spec.reading, forks)
+        self._encoder = material.trunk.encoder
+        self._end = branch.end() if any(depth > spec.fork for depth in depths) else branch
+        wanted = {self._end.spec.fork, *depths}
+        above = {depth for depth in wanted if depth > spec.fork}
+        [self._states] = material.states_at(pool, spec.reading, wanted - above)
+        if above:
+            [found] = material.states_at(pool, spec.reading, above, Lengthened(material.trunk, branch))
+            self._states = {**self._states, **found}
 
     @torch.no_grad()
     def __call__(self, rows: BatchRows) -> tuple[dict[int, Tensor], Tensor, Tensor]:
-        device, fork = next(self._branch.parameters()).device, self._branch.spec.fork
+        device = next(self._end.parameters()).device
         read, mask = at_forks(self._states, rows)
         states, mask = {depth: values.to(device) for depth, values in read.items()}, mask.to(device)
-        if self._own:
-            states |= dict(enumerate(self._branch.own_states(self._encoder, states[fork], mask), fork + 1))
         return states, mask, self._end(self._encoder, [states[self._end.spec.fork]], [mask])
 
 

@@ -171,12 +171,14 @@ class TaskMaterial:
         forks = {fork, *(self.trunk.depth - layers for layers in self.settings.tune.layers)}
         return tuple(found[fork] for found in self.states_at(pool, reading, forks))
 
-    def states_at(self, pool: str, reading: Reading, forks: Collection[int]) -> tuple[dict[int, States], ...]:
-        """States of every slot of `reading` at each of `forks`, what is missing computed in one pass of the trunk."""
-        slots = self.examples(pool, reading).slots.values()
-        return tuple(
-            self.cache.states(self.trunk, texts, forks, precision=self.precision, say=self.say) for texts in slots
-        )
+    def states_at(
+        self, pool: str, reading: Reading, forks: Collection[int], trunk: Trunk | None = None
+    ) -> tuple[dict[int, States], ...]:
+        """States of every slot of `reading` at each of `forks`, of the task's trunk or of this one: what is missing is
+        computed in one pass of it.
+        """
+        slots, trunk = self.examples(pool, reading).slots.values(), trunk or self.trunk
+        return tuple(self.cache.states(trunk, texts, forks, precision=self.precision, say=self.say) for texts in slots)
 
     def spec(self, reading: Reading, fork: int, layers: int) -> BranchSpec:
         """The spec of a branch of this task."""

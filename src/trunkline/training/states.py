@@ -115,12 +115,12 @@ class LiveStates:
 
 def at_forks(found: Mapping[int, States], rows: BatchRows) -> tuple[dict[int, Tensor], Tensor]:
     """({fork: states (B, T, H) float32}, mask (B, T)) of these rows of a slot, from what the cache gave for its forks;
-    those that it did not admit are computed in one pass of the trunk.
+    those that it did not admit are computed in one pass, of the trunk that goes deepest.
     """
     live = {fork: states for fork, states in found.items() if isinstance(states, LiveStates)}
     batches: dict[int, Tensor] = {}
     if live:
-        batches, mask = next(iter(live.values())).at(live, rows)
+        batches, mask = live[max(live)].at(live, rows)
     for fork, states in found.items():
         if fork not in live:
             batches[fork], mask = states.batch(rows)
