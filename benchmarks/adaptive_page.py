@@ -24,6 +24,8 @@ NAMES = {
 HEAD = ("task", "asked", "quality", "at speed 0", "layers", "time", "layers saved that time shows")
 KEEP = 0.99
 """Where rows left is shown at this."""
+RANDOM = ("zh_book_review",)
+"""Tasks that are read by an encoder that has learned nothing."""
 
 
 def made(found: dict[str, Any], drawn: Path) -> str:
@@ -40,7 +42,7 @@ def curves(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[tuple[flo
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in mine:
         whole = (1.0, statistics.mean(row["quality_full"]))
-        points = found.setdefault(row["task"], {}).setdefault(NAMES[row["model"]], [whole])
+        points = found.setdefault(_task(row), {}).setdefault(NAMES[row["model"]], [whole])
         points.append((row["time_ratio"], statistics.mean(row["quality"])))
     return found
 
@@ -60,6 +62,10 @@ def text(found: dict[str, Any], drawn: str | None) -> str:
         "table from keep to speed come from `valid`, so that a keep may fall a little short here. The last column is",
         "the time saved as a fraction of the layers saved, below 0 where it took longer.",
     ]
+    if any("time_by_round" in row for row in rows):
+        lines += ["Brackets after a time are its least and most in a round."]
+    if any(row["task"] in RANDOM for row in rows):
+        lines += ["A *random encoder* has learned nothing: of its task only the mechanics show, and no quality."]
     if any(row["model"] != "exits" for row in rows):
         lines += ["*Distilled into fewer layers* and *fewer layers* are the bottom layers alone, which learned from"]
         lines += ["the whole branch or from the labels."]
@@ -103,8 +109,12 @@ def _left(backend: str, rows: Sequence[dict[str, Any]], title: str) -> list[str]
         return []
     depths = range(1, max(len(row["left"]) for row in shown))
     head = ("task", *(f"after {depth}" for depth in depths))
-    cells = ([row["task"], *(f"{share:.0%}" if share else "" for share in row["left"][1:])] for row in shown)
+    cells = ([_task(row), *(f"{share:.0%}" if share else "" for share in row["left"][1:])] for row in shown)
     return ["", f"### {title}: where rows left at keep {KEEP:g}", "", *table(head, cells)]
+
+
+def _task(row: dict[str, Any]) -> str:
+    return f"{row['task']} (random encoder)" if row["task"] in RANDOM else str(row["task"])
 
 
 def _figures(row: dict[str, Any]) -> list[str]:
@@ -113,13 +123,14 @@ def _figures(row: dict[str, Any]) -> list[str]:
     if exits:
         asked = f"speed {row['speed']:g}" if row["keep"] is None else f"keep {row['keep']:g}"
     shown = f"{(1 - row['time_ratio']) / (1 - layers):.2f}" if exits and layers is not None and layers <= 0.95 else "-"
+    rounds = row.get("time_by_round", ())
     return [
-        row["task"],
+        _task(row),
         asked,
         _spread(row["quality"]),
         _spread(row["quality_full"]),
         "-" if layers is None else f"{layers:.2f}",
-        f"{row['time_ratio']:.2f}",
+        f"{row['time_ratio']:.2f}" + (f" ({min(rounds):.2f} to {max(rounds):.2f})" if rounds else ""),
         shown,
     ]
 

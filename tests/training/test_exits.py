@@ -45,7 +45,7 @@ def given(material: TaskMaterial, branch: Branch, path: Path, report: Any = quie
     """The branch with exits at the depths asked for, by default all that it can have."""
     asked: dict[str, Any] = {"forms": FORMS, "depths": list(may_exit(branch.spec)), "rule": Rule.ENTROPY, **changes}
     schedule = asked.pop("schedule", quick())
-    return add_exits(material, branch, lambda: PRICES, schedule, path / "exits.pt", report, **asked)
+    return add_exits(material, branch, lambda: [PRICES], schedule, path / "exits.pt", report, **asked)
 
 
 def weights(branch: Branch) -> dict[str, Tensor]:
@@ -151,7 +151,7 @@ def test_exits_found_by_time_are_those_that_save_it(make: Any, tmp_path: Path) -
     dear = replace(PRICES, exits=dict.fromkeys(Form, 50.0), own_exits=dict.fromkeys(Form, 50.0))
     schedule = quick()
     none = add_exits(
-        material, branch, lambda: dear, schedule, tmp_path / "b.pt", quiet, forms=FORMS, depths=[], rule=Rule.ENTROPY
+        material, branch, lambda: [dear], schedule, tmp_path / "b.pt", quiet, forms=FORMS, depths=[], rule=Rule.ENTROPY
     )
     assert none.branch is branch
     assert none.branch.spec.speeds == ()

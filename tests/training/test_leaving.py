@@ -64,7 +64,7 @@ def test_each_speed_says_quality_layers_and_time_of_the_rows_that_leave() -> Non
     second = [sure(label, 5.0) for label in GOLD]
     places: list[Place] = [(1, LINEAR), (2, ATTENTION)]
     given = said(dict(zip(places, [first, second], strict=True)))
-    points = Outcomes(spec(), Rule.ENTROPY, PRICES, given).points(places)
+    points = Outcomes(spec(), Rule.ENTROPY, [PRICES], given).points(places)
     assert [point.speed for point in points] == list(SPEEDS)
     assert (points[0].quality, points[0].layers, points[0].time) == (1.0, 4.0, 1.0)
     unused = points[1]
@@ -81,7 +81,7 @@ def test_a_speed_asks_no_exit_that_costs_more_than_it_saves_there() -> None:
     given = said({(1, LINEAR): first, (2, LINEAR): [sure(label, 9.0) for label in GOLD]})
     places = list(given.exits)
     dear = Prices(PRICES.trunk, {LINEAR: 2.5}, PRICES.branch, PRICES.end)
-    outcomes = Outcomes(spec(), Rule.ENTROPY, dear, given)
+    outcomes = Outcomes(spec(), Rule.ENTROPY, [dear], given)
     points = outcomes.points(places)
     assert {point.exits for point in points} == {(), (2,)}  # the first saves 2 ms for one row, and costs three 2.5
     assert all(point.time <= 1 for point in points)
@@ -89,9 +89,22 @@ def test_a_speed_asks_no_exit_that_costs_more_than_it_saves_there() -> None:
     assert (sure_of_all.layers, sure_of_all.time) == pytest.approx((2.0, 0.75))
     assert outcomes.left(places, sure_of_all) == [0.0, 1.0, 0.0]
     elsewhere = said({(1, LINEAR): given.exits[places[1]], (2, LINEAR): first})
-    there = Outcomes(spec(), Rule.ENTROPY, dear, elsewhere).as_chosen(places, points)
+    there = Outcomes(spec(), Rule.ENTROPY, [dear], elsewhere).as_chosen(places, points)
     assert [point.exits for point in there] == [point.exits for point in points]
     assert min(point.time for point in there) > 0.9  # where the second is as unsure as the first was
+
+
+def test_an_exit_must_pay_in_the_mean_of_batches_and_single_texts() -> None:
+    """It lets two of four rows go, which saves a fifth in a batch; with one text it costs more than it saves."""
+    given = said({(2, LINEAR): [sure(label, 5.0) for label in GOLD[:2]] + [sure(label, 0.0) for label in GOLD[2:]]})
+    places = list(given.exits)
+    one_text = Prices(PRICES.trunk, {LINEAR: 6.0}, PRICES.branch, PRICES.end)
+    half = SPEEDS.index(0.49)
+    asked = {}
+    for prices in ([PRICES], [PRICES, one_text]):
+        point = Outcomes(spec(), Rule.ENTROPY, prices, given).points(places)[half]
+        asked[len(prices)] = point.exits, point.time
+    assert asked == {1: ((2,), pytest.approx(0.8)), 2: ((), 1.0)}
 
 
 @pytest.mark.parametrize("rule", Rule)
@@ -111,7 +124,7 @@ def test_every_row_leaves_where_it_would_if_it_were_alone(kind: str, rule: Rule)
         return 1.0
 
     given = Said(base + 100, exits, words, heard, np.arange(rows))
-    points = Outcomes(spec(kind, std=2.0), rule, PRICES, given).points(places)
+    points = Outcomes(spec(kind, std=2.0), rule, [PRICES], given).points(places)
     for point in points:
         depths, mixture = [], []
         for row in range(rows):
@@ -136,17 +149,17 @@ def test_the_exit_that_pays_is_kept_and_one_that_is_wrong_or_dear_is_not() -> No
     both = said(
         {(1, LINEAR): wrong, (1, ATTENTION): wrong, (2, LINEAR): right, (2, ATTENTION): right, (3, LINEAR): right}
     )
-    assert worthwhile(Outcomes(spec(), Rule.ENTROPY, PRICES, both), list(both.exits)) == [(2, LINEAR)]
+    assert worthwhile(Outcomes(spec(), Rule.ENTROPY, [PRICES], both), list(both.exits)) == [(2, LINEAR)]
     dear = Prices(PRICES.trunk, {LINEAR: 6.0, ATTENTION: 6.0}, PRICES.branch, PRICES.end)
-    assert worthwhile(Outcomes(spec(), Rule.ENTROPY, dear, both), list(both.exits)) == []
-    assert worthwhile(Outcomes(spec(), Rule.ENTROPY, PRICES, both), []) == []
+    assert worthwhile(Outcomes(spec(), Rule.ENTROPY, [dear], both), list(both.exits)) == []
+    assert worthwhile(Outcomes(spec(), Rule.ENTROPY, [PRICES], both), []) == []
 
 
 def test_exits_add_up_where_each_knows_other_rows() -> None:
     first = [sure(0, 9.0), sure(1, 9.0), sure(0, 0.0), sure(0, 0.0)]
     second = [sure(0, 0.0), sure(0, 0.0), sure(0, 9.0), sure(1, 9.0)]
     given = said({(1, LINEAR): first, (2, LINEAR): second})
-    assert worthwhile(Outcomes(spec(), Rule.ENTROPY, PRICES, given), list(given.exits)) == [(1, LINEAR), (2, LINEAR)]
+    assert worthwhile(Outcomes(spec(), Rule.ENTROPY, [PRICES], given), list(given.exits)) == [(1, LINEAR), (2, LINEAR)]
 
 
 @pytest.mark.parametrize(("kind", "rule"), [("classification", Rule.PATIENCE), ("regression", Rule.ENTROPY)])
@@ -163,14 +176,14 @@ def test_where_exits_are_compared_two_come_together(kind: str, rule: Rule) -> No
         return float(np.corrcoef(logits.ravel(), head.ravel())[0, 1])
 
     given = Said(head, exits, None, correlation, np.arange(len(head)))
-    found = worthwhile(Outcomes(spec(kind), rule, PRICES, given), list(exits))
+    found = worthwhile(Outcomes(spec(kind), rule, [PRICES], given), list(exits))
     assert found == [(1, ATTENTION), (2, LINEAR)]
 
 
 def test_depths_that_were_asked_for_are_all_kept_in_the_form_that_takes_less_time() -> None:
     right, wrong = [sure(label, 9.0) for label in GOLD], [sure(1 - label, 9.0) for label in GOLD]
     given = said({(1, LINEAR): wrong, (1, ATTENTION): right, (2, LINEAR): right, (2, ATTENTION): right})
-    outcomes = Outcomes(spec(), Rule.ENTROPY, PRICES, given)
+    outcomes = Outcomes(spec(), Rule.ENTROPY, [PRICES], given)
     assert at_depths(outcomes, [2, 1], [LINEAR, ATTENTION]) == [(1, ATTENTION), (2, LINEAR)]
 
 
@@ -184,7 +197,7 @@ def test_a_speed_knows_how_sure_its_quality_is() -> None:
         return float((logits.argmax(-1) == gold)[rows].mean())
 
     spoken = Said(head, {(1, LINEAR): early}, None, right, np.arange(100))
-    points = Outcomes(spec(), Rule.ENTROPY, PRICES, spoken).points([(1, LINEAR)])
+    points = Outcomes(spec(), Rule.ENTROPY, [PRICES], spoken).points([(1, LINEAR)])
     assert (points[0].quality, points[0].error) == (1.0, 0.0)
     assert points[-1].quality == pytest.approx(0.96)
     assert points[-1].error == pytest.approx(np.sqrt(0.04 * 0.96 / 100), rel=0.5)
@@ -196,7 +209,7 @@ def test_a_metric_below_zero_is_kept_from_getting_worse() -> None:
     """As of a correlation on a small split: all speeds stand in the table, and no keep takes one that is worse."""
     given = said({(1, LINEAR): [sure(1 - label, 9.0) for label in GOLD]})
     below = Said(given.head, given.exits, None, lambda logits, rows: accuracy(logits, rows) - 2, given.clusters)
-    outcomes = Outcomes(spec(), Rule.ENTROPY, PRICES, below)
+    outcomes = Outcomes(spec(), Rule.ENTROPY, [PRICES], below)
     points = outcomes.points([(1, LINEAR)])
     assert [point.speed for point in points] == list(SPEEDS)
     assert fastest(points, 0.98) == 0.0
@@ -213,7 +226,7 @@ def test_at_a_higher_speed_no_row_leaves_later(seed: int) -> None:
         PRICES.trunk, {LINEAR: rng.uniform(0.1, 2), ATTENTION: rng.uniform(0.1, 2)}, PRICES.branch, PRICES.end
     )
     given = Said(head, exits, None, lambda logits, rows: 1.0, np.arange(40))
-    points = Outcomes(spec(labels=("a", "b", "c"), outputs=3), Rule.ENTROPY, dear, given).points(places)
+    points = Outcomes(spec(labels=("a", "b", "c"), outputs=3), Rule.ENTROPY, [dear], given).points(places)
     asked = [set(point.exits or ()) for point in points]
     assert all(lower <= higher for lower, higher in pairwise(asked))
     layers = [point.layers for point in points]
@@ -223,7 +236,7 @@ def test_at_a_higher_speed_no_row_leaves_later(seed: int) -> None:
 def test_of_one_query_nobody_knows_how_sure_its_metric_is() -> None:
     given = said({(1, LINEAR): [sure(label, 9.0) for label in GOLD]})
     one = Said(given.head, given.exits, None, accuracy, np.zeros(len(GOLD), dtype=np.int64))
-    points = Outcomes(spec(), Rule.ENTROPY, PRICES, one).points([(1, LINEAR)])
+    points = Outcomes(spec(), Rule.ENTROPY, [PRICES], one).points([(1, LINEAR)])
     assert (points[0].error, points[-1].error) == (0.0, 1.0)
     assert fastest(points, 0.98) == 0.0
 
@@ -237,5 +250,5 @@ def test_rows_of_one_query_are_left_out_together() -> None:
 
     given = said({(1, LINEAR): [sure(label, 9.0) for label in GOLD]})
     queries = np.asarray([0, 0, 1, 1])
-    Outcomes(spec(), Rule.ENTROPY, PRICES, Said(given.head, given.exits, None, heard, queries)).points([(1, LINEAR)])
+    Outcomes(spec(), Rule.ENTROPY, [PRICES], Said(given.head, given.exits, None, heard, queries)).points([(1, LINEAR)])
     assert {tuple(rows) for rows in scored} == {(0, 1, 2, 3), (0, 1), (2, 3)}

@@ -313,8 +313,8 @@ class Workshop:
         self.say(f"{stage.task}: exits learn from {len(rows):,} rows without labels, too")
         return replace(material, unlabelled=rows)
 
-    def _prices(self, branch: Mapping[str, Any], forms: Sequence[Form]) -> Prices:
-        """What the way to a branch's head costs on this machine, all of it measured in one run."""
+    def _prices(self, branch: Mapping[str, Any], forms: Sequence[Form]) -> list[Prices]:
+        """What the way to a branch's head costs on this machine, in batches and for one text by itself."""
         from trunkline.training.leaving import Prices
 
         exits = {form: exit_shape(branch, form) for form in forms}
@@ -324,15 +324,21 @@ class Workshop:
             end = end_shape(branch)
             own_exits = {form: exit_shape(branch, form, own=True) for form in forms}
         shapes = [whole, end, *exits.values(), *own_exits.values()]
-        found = measure(self.source, self.files.settings.cost, self.store, shapes, self.say)
         [slot] = READS[branch["reading"]]
-        return Prices(
-            trunk=found.trunk.ms[slot],
-            exits={form: found.branch[shape] for form, shape in exits.items()},
-            branch=found.branch[whole],
-            end=found.branch[end],
-            own_exits={form: found.branch[shape] for form, shape in own_exits.items()},
-        )
+        cost = self.files.settings.cost
+        prices = []
+        for batch in sorted({cost.batch, 1}, reverse=True):
+            found = measure(self.source, cost.model_copy(update={"batch": batch}), self.store, shapes, self.say)
+            prices.append(
+                Prices(
+                    trunk=found.trunk.ms[slot],
+                    exits={form: found.branch[shape] for form, shape in exits.items()},
+                    branch=found.branch[whole],
+                    end=found.branch[end],
+                    own_exits={form: found.branch[shape] for form, shape in own_exits.items()},
+                )
+            )
+        return prices
 
     def check(self, stages: Sequence[Stage]) -> None:
         """Raises ProjectError for what these stages ask of data that cannot give it, of tasks that are prepared: with

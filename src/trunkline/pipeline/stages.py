@@ -53,7 +53,7 @@ VERSIONS = {
     StageKind.PRETRAIN: 1,
     StageKind.DISTILL: 3,
     StageKind.SCOPE: 1,
-    StageKind.EXITS: 3,
+    StageKind.EXITS: 4,
 }
 """Raised when a stage would give another result from the same fields."""
 

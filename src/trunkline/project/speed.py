@@ -41,9 +41,10 @@ class Rule(StrEnum):
 
 class SpeedPoint(BaseModel):
     """What a speed came to on `valid`: the task's metric, mean layers run for a row, and mean time, as a fraction of
-    what speed 0 takes by the measured times of the parts. `error` is the standard error of what the metric differs by
-    from that at speed 0: the rows of `valid` are a sample. `exits` are the depths at which a row may leave at this
-    speed, None for all that there are: an exit that lets few rows go costs more than it saves.
+    what speed 0 takes by the measured times of the parts, in the mean of batches and single texts. `error` is the
+    standard error of what the metric differs by from that at speed 0: the rows of `valid` are a sample. `exits` are the
+    depths at which a row may leave at this speed, None for all that there are: an exit that lets few rows go costs more
+    than it saves.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

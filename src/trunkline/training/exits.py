@@ -138,7 +138,7 @@ def _name(place: Place) -> str:
 def add_exits(
     material: TaskMaterial,
     branch: Branch,
-    prices: Callable[[], Prices],
+    prices: Callable[[], Sequence[Prices]],
     schedule: Schedule,
     checkpoint: Path,
     report: Report,
@@ -150,8 +150,9 @@ def add_exits(
     """Train exits of these forms for `branch`, choose among them on `valid`, and give the branch with those.
 
     `depths` are where exits shall stand; those at which this branch can have none are left out, and said. None given:
-    those that save time by `prices`, which is called where there are exits to choose among. A branch that has a scope
-    gets one at every exit in the trunk too, and rows that are beyond it do not leave there.
+    those that save time by `prices` of requests of several sizes, which is called where there are exits to choose
+    among. A branch that has a scope gets one at every exit in the trunk too, and rows that are beyond it do not leave
+    there.
     """
     spec = branch.spec
     allowed = may_exit(spec)

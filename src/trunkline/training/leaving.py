@@ -37,8 +37,9 @@ Place = tuple[int, Form]
 
 @dataclass(frozen=True)
 class Prices:
-    """Measured milliseconds: `trunk[k]` of embeddings and k layers, of an exit in the trunk by form, of the branch from
-    its fork, and of its `end`, its last layer and its head, and `own_exits` by form, where it has several layers.
+    """Measured milliseconds of requests of one size: `trunk[k]` of embeddings and k layers, of an exit in the trunk by
+    form, of the branch from its fork, and of its `end`, its last layer and its head, and `own_exits` by form, where it
+    has several layers.
     """
 
     trunk: Sequence[float]
@@ -78,9 +79,11 @@ class Said:
 
 
 class Outcomes:
-    """What speeds come to on the rows of one split, for any choice among the exits that spoke of them."""
+    """What speeds come to on the rows of one split, for any choice among the exits that spoke of them. Time is the mean
+    over `prices`, those of requests of several sizes: an exit that saves some in a batch may cost more with one text.
+    """
 
-    def __init__(self, spec: BranchSpec, rule: Rule, prices: Prices, said: Said) -> None:
+    def __init__(self, spec: BranchSpec, rule: Rule, prices: Sequence[Prices], said: Said) -> None:
         self._spec, self._rule, self._prices, self._said = spec, rule, prices, said
         self._rows = np.arange(len(said.head))
         self._names = {place: number for number, place in enumerate(said.exits, 1)}  # the head is 0
@@ -147,7 +150,12 @@ class Outcomes:
 
     def _time(self, places: Sequence[Place], speed: float) -> float:
         """Mean time of a row at this speed with exits at these places, as a fraction of what the head takes."""
-        return float(self._prices.costs(self._spec.fork, self._spec.depth, places)[self._leaving(places, speed)].mean())
+        return float(self._costs(places)[self._leaving(places, speed)].mean())
+
+    def _costs(self, places: Sequence[Place]) -> Floats:
+        """(E + 1,): what `Prices.costs` says of these places, by rising depth, in the mean."""
+        costs: Floats = np.mean([one.costs(self._spec.fork, self._spec.depth, places) for one in self._prices], axis=0)
+        return costs
 
     def _leaving(self, places: Sequence[Place], speed: float) -> NDArray[np.int64]:
         """(n,): which of these places, by rising depth, answers each row at this speed; their number: the head."""
@@ -166,7 +174,7 @@ class Outcomes:
             speed=speed,
             quality=self._quality(names),
             layers=float(depths[left].mean()),
-            time=float(self._prices.costs(self._spec.fork, self._spec.depth, ordered)[left].mean()),
+            time=float(self._costs(ordered)[left].mean()),
             exits=tuple(depth for depth, _ in ordered),
         )
         return point, names
