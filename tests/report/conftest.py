@@ -82,7 +82,7 @@ def exits(draw: random.Random, kind: str, full: float) -> dict[str, Any] | None:
         valid = full * (keep or 1.0) + 0.001
         shares = {"layers": 1 - 0.17 * i, "time": 1 - 0.15 * i}
         speed = {"keep": keep, "speed": 0.04 * i**2, "valid": valid, "reported": valid - draw.uniform(0, 0.01)}
-        rows.append({**speed, **shares, "left": [0.1 * i, 0.2 * i, 1 - 0.3 * i]})
+        rows.append({**speed, **shares, "calibration": 0.012 + 0.003 * i, "left": [0.1 * i, 0.2 * i, 1 - 0.3 * i]})
     curve = [{name: row[name] for name in ("speed", "valid", "reported", "layers", "time")} for row in rows]
     kept = [{"depth": 2, "form": "linear"}, {"depth": 4, "form": "attention"}]
     return {"rule": "entropy", "kept": kept, "speeds": rows, "curve": curve}

@@ -239,12 +239,14 @@ def test_exits_are_named_with_what_each_speed_comes_to(make_report: Any) -> None
     intent, slots, tone = (article(page, name) for name in report["tasks"])
     assert "Exits after layer 2 (linear), 4 (attention): a row leaves at the first that is sure of it." in intent.text
     head, *rows = cells(table(intent, "speeds"))
-    assert head == ["Kept on valid", "Speed", "On valid", "On test", "Layers", "Time", "Answered after"]
+    columns = ["Speed", "On valid", "On test", "Calibration error", "Layers", "Time"]
+    assert head == ["Kept on valid", *columns, "Answered after"]
     for row, found in zip(rows, report["tasks"]["intent"]["exits"]["speeds"], strict=True):
         kept = "all" if found["keep"] is None else f"{100 * found['keep']:.1f}\u00a0%"
         shares = [f"{100 * found[key]:.1f}\u00a0%" for key in ("layers", "time")]
         *figures, left = row
-        assert figures == [kept, f"{found['speed']:.4f}", f"{found['valid']:.3f}", f"{found['reported']:.3f}", *shares]
+        said = [f"{found[key]:.3f}" for key in ("valid", "reported", "calibration")]
+        assert figures == [kept, f"{found['speed']:.4f}", *said, *shares]
         places = zip(("2", "4", "head"), found["left"], strict=True)
         assert left == ", ".join(f"{place}: {100 * part:.0f}\u00a0%" for place, part in places if part)
     marks = [point.text for point in intent.all("circle", "point")]

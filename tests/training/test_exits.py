@@ -78,6 +78,7 @@ def test_a_branch_of_every_kind_gets_exits_and_keeps_its_own_weights(
     assert [one.depth for one in spec.exits] == [1, 2]  # fork 1, and between its two own layers
     assert spec.rule is rule
     assert set(found.speeds) == {"valid", "test"}
+    assert all((error is None) == (task == "urgency") for errors in found.ece.values() for error in errors)
     assert [point.speed for point in spec.speeds] == list(SPEEDS)
     assert spec.speeds == found.speeds["valid"]
     assert spec.speeds[0].time == 1.0

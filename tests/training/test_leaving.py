@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -73,6 +74,24 @@ def test_each_speed_says_quality_layers_and_time_of_the_rows_that_leave() -> Non
     half = next(point for point in points if point.speed > 0.5)
     assert (half.quality, half.layers, half.time) == pytest.approx((0.75, 1.5, (0.35 + 0.65) / 2))
     assert half.exits == (1, 2)
+
+
+def test_the_calibration_error_is_that_of_the_answers_that_are_given() -> None:
+    first = [sure(0, 5.0), sure(0, 5.0), sure(0, 0.1), sure(1, 0.1)]
+    second = [sure(label, 5.0) for label in GOLD]
+    places: list[Place] = [(1, LINEAR), (2, ATTENTION)]
+    judged: list[Any] = []
+    given = replace(
+        said(dict(zip(places, [first, second], strict=True))), calibration=lambda logits: judged.append(logits) or 0.25
+    )
+    outcomes = Outcomes(spec(), Rule.ENTROPY, [PRICES], given)
+    points = outcomes.points(places)
+    half = next(point for point in points if point.speed > 0.5)
+    assert [outcomes.calibration(places, point) for point in (points[0], half)] == [0.25, 0.25]
+    assert [logits.tolist() for logits in judged] == [
+        given.head.tolist(),
+        np.asarray([*first[:2], *second[2:]]).tolist(),
+    ]
 
 
 def test_a_speed_asks_no_exit_that_costs_more_than_it_saves_there() -> None:

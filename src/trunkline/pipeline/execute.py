@@ -296,6 +296,7 @@ class Workshop:
             "exits": [one.model_dump(mode="json") for one in made.branch.spec.exits],
             "speeds": {split: [point.model_dump() for point in found] for split, found in made.speeds.items()},
             "left": made.left,
+            "ece": made.ece,
             "keeps": [{"keep": keep, "speed": fastest(points, keep)} for keep in KEEPS] if points else [],
             **({} if material.unlabelled is None else {"unlabelled": len(material.unlabelled)}),
             **({} if made.outcome is None else went(made.outcome)),

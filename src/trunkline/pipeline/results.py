@@ -139,8 +139,8 @@ def _scope(assembly: Assembly, best: Entry, split: str) -> dict[str, float] | No
 
 def _exits(assembly: Assembly, best: Entry, split: str) -> dict[str, Any] | None:
     """The exits of a branch, and what its speeds come to: layers, as a fraction of all, and time on the reported split,
-    with the shares of its rows that left at each exit and that the head answered; and the `curve` of all speeds. None
-    where the task asks for none.
+    with the shares of its rows that left at each exit and that the head answered, and the calibration error of what
+    they were answered; and the `curve` of all speeds. None where the task asks for none.
     """
     finished = _finishing(assembly, best, StageKind.EXITS)
     if finished is None:
@@ -158,15 +158,23 @@ def _exits(assembly: Assembly, best: Entry, split: str) -> dict[str, Any] | None
             "time": here["time"],
         }
 
-    left = found.get("left", {}).get(split)  # results of early versions do not say
-    keeps = zip(found["keeps"], left or [[]] * len(found["keeps"]), strict=True)
+    def at_keep(place: int, one: Mapping[str, float]) -> dict[str, Any]:
+        shown: dict[str, Any] = {"keep": one["keep"], **came_to(one["speed"])}
+        for name, figures in (("left", "left"), ("calibration", "ece")):  # results of early versions do not say
+            if split in found.get(figures, {}):
+                shown[name] = found[figures][split][place]
+        return shown
+
+    calibration = _calibration(best.result["calibration"], split)
     full = {"keep": None, **came_to(0.0), "left": [0.0] * len(found["exits"]) + [1.0]} if at else None
+    if full and calibration:
+        full["calibration"] = calibration["after"]
     return {
         "rule": stage.fields["rule"],
         "kept": [{"depth": one["depth"], "form": one["form"]} for one in found["exits"]],
         "speeds": [
             *([full] if full else []),
-            *({"keep": one["keep"], **came_to(one["speed"]), "left": shares} for one, shares in keeps),
+            *(at_keep(place, one) for place, one in enumerate(found["keeps"])),
         ],
         "curve": [came_to(speed) for speed in at.get(split, ())],
     }

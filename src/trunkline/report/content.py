@@ -73,8 +73,8 @@ class Baseline:
 @dataclass(frozen=True)
 class Speed:
     """What a speed comes to: the metric on `valid` and on the reported split, layers and time there as fractions of
-    what speed 0 takes, and the shares of its rows that `left` at each exit and that the head answered. `keep` is the
-    fraction of quality on `valid` that it was found for, if it was.
+    what speed 0 takes, the shares of its rows that `left` at each exit and that the head answered, and the calibration
+    error of what they were answered. `keep` is the fraction of quality on `valid` that it was found for, if it was.
     """
 
     keep: float | None
@@ -83,6 +83,7 @@ class Speed:
     reported: float | None
     layers: float | None
     time: float | None
+    calibration: float | None
     left: tuple[float, ...]
 
 
@@ -318,7 +319,8 @@ def _exits(data: Mapping[str, Any]) -> Exits:
 
 
 def _speed(data: Mapping[str, Any]) -> Speed:
-    figures = {key: number(data.get(key)) for key in ("keep", "speed", "valid", "reported", "layers", "time")}
+    names = ("keep", "speed", "valid", "reported", "layers", "time", "calibration")
+    figures = {key: number(data.get(key)) for key in names}
     return Speed(**figures, left=tuple(number(share) or 0.0 for share in data.get("left") or ()))
 
 

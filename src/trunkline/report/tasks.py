@@ -165,7 +165,7 @@ def _exits(task: Task, index: int) -> str:
     said = f'<p class="choice">{escape(wording.exits(task.exits))}</p>'
     if not task.exits.speeds:
         return said
-    labels = ("Speed", "On valid", f"On {task.reported}", "Layers", "Time")
+    labels = ("Speed", "On valid", f"On {task.reported}", "Calibration error", "Layers", "Time")
     columns = [Column("Kept on valid"), *(Column(label, figures=True) for label in labels), Column("Answered after")]
     rows = [
         Row(
@@ -174,6 +174,7 @@ def _exits(task: Task, index: int) -> str:
                 wording.number(row.speed, 4),
                 wording.number(row.valid),
                 wording.number(row.reported),
+                wording.number(row.calibration),
                 wording.percent(row.layers),
                 wording.percent(row.time),
                 escape(wording.left(task.exits, row)),
@@ -182,8 +183,9 @@ def _exits(task: Task, index: int) -> str:
         for row in task.exits.speeds
     ]
     caption = (
-        f"{escape(task.metric)} by speed, found on valid; layers and time on {escape(task.reported)}, relative to "
-        "speed 0, time by the measured price of each part; then the share answered after so many layers."
+        f"{escape(task.metric)} by speed, found on valid; calibration error, layers and time on "
+        f"{escape(task.reported)}, the last two relative to speed 0, time by the measured price of each part; "
+        "then the share answered after so many layers."
     )
     return f"{said}\n{table(caption, columns, rows, css='speeds')}\n{_speed_chart(task, task.exits, index)}"
 

@@ -28,7 +28,7 @@ from trunkline.model.tokens import TokenBatch
 from trunkline.model.trunk import Trunk
 from trunkline.project.speed import Rule, SpeedPoint, compared, fastest
 from trunkline.project.tasks import Kind
-from trunkline.training.calibration import fit_temperature, flatten
+from trunkline.training.calibration import calibration_error, fit_temperature, flatten
 from trunkline.training.candidates import Report
 from trunkline.training.leaving import (
     KEEPS,
@@ -51,14 +51,15 @@ from trunkline.training.states import TOKENS_PER_PASS, at_forks
 @dataclass(frozen=True)
 class WithExits:
     """A branch with the exits that it keeps, how their training went, what speeds come to by scored split, and for each
-    of `KEEPS` the shares of its rows that leave at each exit and at the head; no outcome where there was nothing to
-    train, and no speeds where none is kept.
+    of `KEEPS` the shares of its rows that leave at each exit and at the head, and the expected calibration error of the
+    answers, where they have confidence; no outcome where there was nothing to train, and no speeds where none is kept.
     """
 
     branch: Branch
     outcome: Outcome | None
     speeds: dict[str, tuple[SpeedPoint, ...]]
     left: dict[str, list[list[float]]]
+    ece: dict[str, list[float | None]]
 
 
 class Lengthened(Trunk):
@@ -164,7 +165,7 @@ def add_exits(
     if alone:
         material.say(f"{spec.task}: no exits: rows leave where two exits agree, and there is room for one")
     if alone or not places:
-        return WithExits(branch, None, {}, {})
+        return WithExits(branch, None, {}, {}, {})
     exits, outcome = _train(material, branch.eval(), places, schedule, checkpoint, report)
     head, found = _logits(material, branch, exits, "valid", places)
     temperatures = {place: _temperature(material, spec, logits) for place, logits in found.items()}
@@ -184,7 +185,7 @@ def add_exits(
             f"{spec.task}: no exit saves {100 * LEAST_GAIN:g} % of the time, on average where {keeps} % of the quality "
             "are kept, so its branch has none"
         )
-        return WithExits(branch, outcome, {}, {})
+        return WithExits(branch, outcome, {}, {}, {})
     by_split = {"valid": outcomes}
     for split in material.splits():
         if split not in speeds:
@@ -195,13 +196,14 @@ def add_exits(
     chosen = [fastest(speeds["valid"], keep) for keep in KEEPS]
     at = [next(point for point in speeds["valid"] if point.speed == speed) for speed in chosen]
     left = {split: [one.left(kept, point) for point in at] for split, one in by_split.items()}
+    ece = {split: [one.calibration(kept, point) for point in at] for split, one in by_split.items()}
     made = tuple(ExitSpec(depth=depth, form=form, temperature=temperatures[depth, form]) for depth, form in kept)
     update = {"exits": made, "rule": rule, "speeds": speeds["valid"]}
     joined = _joined(branch, spec.model_copy(update=update), exits)
     if spec.scope is not None:
         kept_scopes = {depth: scopes[depth] for depth in scope_depths(joined.spec)}
         joined = with_scopes(joined, joined.spec, kept_scopes, spec.scope.false_alarms)
-    return WithExits(joined, outcome, speeds, left)
+    return WithExits(joined, outcome, speeds, left, ece)
 
 
 def _scopes(material: TaskMaterial, branch: Branch, depths: Collection[int]) -> dict[int, Scope]:
@@ -319,18 +321,23 @@ def _said(
     temperatures: dict[Place, float],
 ) -> Said:
     pool, picks = material.splits()[split]
-    rows = material.rows(pool).take(picks)
+    rows, examples = material.rows(pool).take(picks), material.examples(pool, spec.reading)
     judged = {min(depth, spec.fork) for depth, _ in exits}
     strange = out_of_scope(material, spec, {depth: scopes[depth] for depth in judged}, split) if scopes else {}
-    words = None
-    if spec.kind is Kind.TAGGING:
-        words = _padded(material.examples(pool, spec.reading).read_words(picks))
+    read = examples.read_words(picks) if spec.kind is Kind.TAGGING else []
+    words = _padded(read) if read else None
+
+    def calibration(logits: NDArray[Any]) -> float:
+        by_row = [values[: len(row)] for values, row in zip(logits, read, strict=True)] if read else logits
+        return calibration_error(spec.kind, *flatten(spec.kind, *examples.judged(by_row, picks)))
+
     return Said(
         head=_padded(head) / spec.temperature,
         exits={place: _padded(logits) / temperatures[place] for place, logits in exits.items()},
         words=words,
         metric=lambda logits, some: material.metrics(rows.take(some), logits[some])[material.metric],
         clusters=np.arange(len(rows)) if rows.groups is None else np.unique(rows.groups, return_inverse=True)[1],
+        calibration=None if spec.kind is Kind.REGRESSION else calibration,
         out_of_scope={depth: strange[min(depth, spec.fork)] for depth, _ in exits} if scopes else {},
     )
 

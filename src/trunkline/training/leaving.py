@@ -66,8 +66,9 @@ class Prices:
 class Said:
     """What a branch says of the rows of one split on its way: calibrated logits (n, C), or for tagging (n, W, C) with
     `words` (n, W), those that count. `out_of_scope` (n,) of exits by depth, nothing without a scope, are rows that do
-    not leave there. `metric` scores logits of some of the rows, by their numbers; `clusters` (n,) are
-    equal for rows that are judged together, as are those of one query.
+    not leave there. `metric` scores logits of some of the rows, by their numbers, and `calibration` gives the expected
+    calibration error of those of all, where there is confidence to judge; `clusters` (n,) are equal for rows that are
+    judged together, as are those of one query.
     """
 
     head: NDArray[Any]
@@ -75,6 +76,7 @@ class Said:
     words: NDArray[np.bool_] | None
     metric: Callable[[NDArray[Any], NDArray[np.int64]], float]
     clusters: NDArray[np.int64]
+    calibration: Callable[[NDArray[Any]], float] | None = None
     out_of_scope: Mapping[int, NDArray[np.bool_]] = field(default_factory=dict)
 
 
@@ -117,6 +119,12 @@ class Outcomes:
         """The shares of the rows that are answered by each of these exits, and by the head, at this point's speed."""
         _, names = self._point(_asked(places, point), point.speed)
         return [float((names == name).mean()) for name in (*(self._names[place] for place in sorted(places)), 0)]
+
+    def calibration(self, places: Sequence[Place], point: SpeedPoint) -> float | None:
+        """The expected calibration error of the answers at this point's speed; None where they have no confidence."""
+        if self._said.calibration is None:
+            return None
+        return self._said.calibration(self._mixture(self._point(_asked(places, point), point.speed)[1]))
 
     def time(self, places: Sequence[Place]) -> float:
         """What `least_time` says of exits at these places, by every second speed and without errors."""
