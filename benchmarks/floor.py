@@ -273,7 +273,8 @@ class Course:
         expired = sum(one["outcome"] == "504" for one in requests)
         replies = [one for one in self.found["replies"] if begin <= one["done"] < end]
         known = [one for one in replies if self.correct[one["number"]] is not None]
-        full = sum(self.correct[one["number"]] or 0 for one in known)
+        by_task = {task: self._right([one for one in known if one["task"] == task]) for task in _tasks(known)}
+        answered, full = self._right(known)
         samples = [sample for sample in self.samples if begin <= sample[0] < end]
         return {
             "requests": len(requests),
@@ -286,8 +287,17 @@ class Course:
             "level": mean([level for _, _, level in samples]),
             "speed": mean([one["speed"] for one in replies]),
             "depth": mean([one["depth"] for one in replies]),
-            "correct_of_full": sum(one["correct"] for one in known) / full if full else None,
+            "correct_of_full": answered / full if full else None,
+            "right_by_task": by_task,
         }
+
+    def _right(self, replies: Sequence[Found]) -> tuple[int, int]:
+        """How many answers of these replies are correct, and how many would be at full depth."""
+        return sum(one["correct"] for one in replies), sum(self.correct[one["number"]] or 0 for one in replies)
+
+
+def _tasks(replies: Sequence[Found]) -> list[str]:
+    return sorted({one["task"] for one in replies})
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -314,7 +324,12 @@ def _over(rounds: Sequence[Found]) -> Found:
     for name in ("waiting_rows", "level", "speed", "depth", "correct_of_full"):
         values = [one[name] for one in rounds if one[name] is not None]
         means[name] = statistics.median(values) if values else None
-    return {"rounds": len(rounds), "requests": total, **shares, **means}
+    by_task = {}
+    for task in sorted({task for one in rounds for task in one["right_by_task"]}):
+        found = [one["right_by_task"].get(task, (0, 0)) for one in rounds]
+        full = sum(full for _, full in found)
+        by_task[task] = sum(right for right, _ in found) / full if full else None
+    return {"rounds": len(rounds), "requests": total, **shares, **means, "correct_of_full_by_task": by_task}
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ def call(url: str, number: int, line: dict[str, Any], asked: dict[str, Any], rep
             {
                 "done": time.perf_counter(),
                 "number": number,
+                "task": task,
                 "correct": sum(one["label"] == gold for one, gold in zip(results, line["labels"], strict=True)),
                 "speed": found["speeds"].get(task, 0.0),
                 "depth": statistics.mean(depths),

@@ -80,6 +80,7 @@ def text(found: dict[str, Any], drawn: str) -> str:
         "different requests that were answered while the capacity was measured; seconds without any leave a gap.",
         "",
         *table(HEAD, _lines(found)),
+        *_by_task(found),
         "",
         "CPU time, in cores, the median over rounds:",
         "",
@@ -104,6 +105,23 @@ def _lines(found: dict[str, Any]) -> Iterable[Sequence[str]]:
                     _shown(one["depth"], "{:.2f}"),
                     _shown(one["correct_of_full"], "{:.1%}"),
                 )
+
+
+def _by_task(found: dict[str, Any]) -> list[str]:
+    """What a floor leaves of each task's correct answers, where that was counted."""
+    parts = [(f"{factor:g}", one) for (factor, _), one in zip(found["parts"], found["summary"]["floor"], strict=False)]
+    tasks = sorted({task for _, one in parts for task in one.get("correct_of_full_by_task", {})})
+    if not tasks:
+        return []
+    shares = (
+        [load, *(_shown(one["correct_of_full_by_task"].get(task), "{:.1%}") for task in tasks)] for load, one in parts
+    )
+    return [
+        "",
+        "The last column by task, with a floor, over all rounds together:",
+        "",
+        *table(("load", *tasks), shares),
+    ]
 
 
 def _cpu(runs: Sequence[dict[str, Any]]) -> Iterable[Sequence[str]]:

@@ -143,7 +143,7 @@ def test_an_answer_may_hold_any_text(client: TestClient) -> None:
         ({"inputs": [TEXT], "keep": {"tone": None}}, "keep is a number from 0 to 1; found null"),
         (
             {"inputs": [TEXT], "tasks": ["intent"], "keep": {"intnt": 0.9}},
-            "keep: unknown task 'intnt' (did you mean 'intent'? tasks: intent)",
+            "keep, of the tasks that are asked: unknown task 'intnt' (did you mean 'intent'? tasks: intent)",
         ),
         (
             {"inputs": [TEXT], "tasks": ["intent"], "speed": 0.5, "keep": {"intent": 0.9}},

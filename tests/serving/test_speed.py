@@ -191,7 +191,7 @@ def test_where_texts_left_is_told_to_those_who_count(served: Served, runner: asy
     ("dial", "message"),
     [
         ({"speed": 1.5}, "speed is a number from 0 to 1; found 1.5"),
-        ({"keep": {"intnt": 0.9}}, "keep: unknown task 'intnt' .did you mean 'intent'"),
+        ({"keep": {"intnt": 0.9}}, "keep, of the tasks that are asked: unknown task 'intnt' .did you mean 'intent'"),
         ({"speed": 0.5, "keep": 0.9}, "not for both"),
     ],
 )

@@ -92,7 +92,7 @@ def _by_task(name: str, given: Any, tasks: Sequence[str]) -> dict[str, float]:
     values = given if isinstance(given, Mapping) else dict.fromkeys(tasks, given)
     for task, value in values.items():
         if task not in tasks:
-            raise UsageError(f"{name}: {unknown('task', str(task), tasks)}")
+            raise UsageError(f"{name}, of the tasks that are asked: {unknown('task', str(task), tasks)}")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             raise UsageError(f"{name} is a number from 0 to 1; found {reprlib.repr(value)}")
     return {task: float(value) for task, value in values.items()}
