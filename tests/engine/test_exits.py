@@ -188,7 +188,7 @@ def test_answers_say_where_they_left_and_a_keep_finds_its_speed(engines: Mapping
         ({"speed": 2}, "speed is a number from 0 to 1; found 2"),
         ({"speed": "fast"}, "speed is a number from 0 to 1; found 'fast'"),
         ({"keep": True}, "keep is a number from 0 to 1"),
-        ({"keep": {"intents": 0.9}}, "keep: .*intents.*intent"),
+        ({"keep": {"intents": 0.9}}, "keep, of the tasks that are asked: .*intents.*intent"),
         ({"speed": 0.5, "keep": {"intent": 0.9}}, "not for both .task 'intent'"),
     ],
 )
