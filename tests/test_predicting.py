@@ -220,13 +220,29 @@ def command(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 def test_the_command_lets_texts_leave_at_a_speed_or_at_what_keeps_as_much(command: Command, bundle: Path) -> None:
     right = answers_of(Bundle.load(bundle).predict(["play some music"], speed=0.9)[0])
     assert right["intent"]["exit_layer"] >= 1
-    for dial in (["--speed", "0.9"], ["--keep", "0.99"]):
+    for dial in (["--speed", "0.9"], ["--speed", "intent=0.9"], ["--keep", "0.99"]):
         code, said = command("play some music", "--json", *dial)
         assert (code, json.loads(said)[0]["answers"]) == (0, right)
     assert "exit_layer" not in command("play some music", "--json")[1]
     shown = command("play some music", "--speed", "0.9")[1].splitlines()
     assert [line.endswith(f"layer {right['intent']['exit_layer']}") for line in shown] == [False, True, False]
     assert "layer" not in command("play some music")[1]
+    assert "layer" not in command("play some music", "--speed", "plain=0.9")[1]
+
+
+def test_the_speed_of_each_task_is_told(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Bundle.load(bundle)
+    stands_for = model.speeds(keep=0.99)
+    assert set(stands_for) == set(model.tasks)
+    assert 0 < stands_for["intent"] < 1
+    assert model.speeds(["intent"], speed={"intent": 0.4}) == {"intent": 0.4}
+    assert model.predict(["play some music"], keep=0.99) == model.predict(["play some music"], speed=stands_for)
+    monkeypatch.setattr(sys, "argv", ["trunkline", "predict", "--bundle", str(bundle), "hello", "--keep", "0.99"])
+    cli.main()
+    told = ", ".join(f"{task} {speed:g}" for task, speed in stands_for.items())
+    assert capsys.readouterr().err == f"speed: {told}\n"
 
 
 def test_the_command_marks_what_is_out_of_scope(
@@ -257,8 +273,16 @@ def test_the_command_marks_what_is_out_of_scope(
 @pytest.mark.parametrize(
     ("dial", "said"),
     [
-        (["--speed", "2"], "Invalid value for '--speed'"),
-        (["--keep", "-1"], "Invalid value for '--keep'"),
+        (["--speed", "2"], "--speed is a number from 0 to 1, or TASK=NUMBER; found '2'"),
+        (["--keep", "-1"], "--keep is a number from 0 to 1, or TASK=NUMBER; found '-1'"),
+        (["--keep", "intent=nan"], "found 'intent=nan'"),
+        (["--speed", "0.5", "--speed", "intent=0.9"], "--speed is given several times for different tasks"),
+        (["--speed", "intent=0.5", "--speed", "intent=0.9"], "--speed names task 'intent' twice"),
+        (["--speed", "intnet=0.5"], "unknown task 'intnet'"),
+        (
+            ["--speed", "intent=0.5", "--keep", "intent=0.9"],
+            "ask for a speed or for a keep, not for both (task 'intent')",
+        ),
         (["--speed", "0.5", "--keep", "0.9"], "give --speed or --keep, not both"),
     ],
 )

@@ -6,20 +6,50 @@ An option of a single command stands with that command.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import nan
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trunkline.engine.choose import DEVICES, DTYPES, ENGINES, check_name
 from trunkline.errors import UsageError
 
+if TYPE_CHECKING:
+    from trunkline.project.speed import DialValue
 
-def dial_of(speed: float | None, keep: float | None) -> dict[str, float]:
-    """What was asked for, by name. Raises UsageError for both."""
-    if speed is not None and keep is not None:
-        raise UsageError("give --speed or --keep, not both")
-    return {name: value for name, value in (("speed", speed), ("keep", keep)) if value is not None}
+
+def dial_of(speed: list[str] | None, keep: list[str] | None) -> dict[str, DialValue]:
+    """What was asked for, by name: a number, or numbers by task. Raises UsageError for what is none, and for both."""
+    found = {name: _number_or_tasks(name, given) for name, given in (("speed", speed), ("keep", keep)) if given}
+    if len(found) == 2 and not all(isinstance(value, dict) for value in found.values()):
+        raise UsageError("give --speed or --keep, not both, unless each names its tasks")
+    return found
+
+
+def _number_or_tasks(name: str, given: list[str]) -> DialValue:
+    """0.5, or intent=0.5 as often as there are tasks to name."""
+    if len(given) == 1 and "=" not in given[0]:
+        return _number(name, given[0], given[0])
+    found: dict[str, float] = {}
+    for one in given:
+        task, named, value = one.rpartition("=")
+        if not named or not task:
+            raise UsageError(f"--{name} is given several times for different tasks: TASK=NUMBER; found {one!r}")
+        if task in found:
+            raise UsageError(f"--{name} names task '{task}' twice")
+        found[task] = _number(name, value, one)
+    return found
+
+
+def _number(name: str, value: str, given: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = nan
+    if not 0 <= number <= 1:
+        raise UsageError(f"--{name} is a number from 0 to 1, or TASK=NUMBER; found {given!r}")
+    return number
 
 
 def _checked(what: str) -> Callable[[str | None], str | None]:
@@ -63,21 +93,21 @@ Device = Annotated[
     str, typer.Option(help=f"One of {', '.join(DEVICES)}; cuda:1 is the second GPU.", callback=_checked("device"))
 ]
 
+_DIAL = "NUMBER|TASK=NUMBER"
 Speed = Annotated[
-    float | None,
+    list[str] | None,
     typer.Option(
-        min=0,
-        max=1,
-        help="Let texts leave at a task's exits; the higher, the sooner. 0, the default, is off.",
+        help="Let texts leave at a task's exits; the higher, the sooner. 0, the default, is off. One number, or "
+        "TASK=NUMBER for each task that is to be faster.",
+        metavar=_DIAL,
         show_default=False,
     ),
 ]
 Keep = Annotated[
-    float | None,
+    list[str] | None,
     typer.Option(
-        min=0,
-        max=1,
         help="In place of --speed: the fastest that keeps this fraction of a task's quality, as measured on valid.",
+        metavar=_DIAL,
         show_default=False,
     ),
 ]

@@ -9,11 +9,14 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from trunkline.engine.base import Input, ItemError
 from trunkline.errors import UsageError, unknown
 from trunkline.project.tasks import Answer, to_dict
+
+if TYPE_CHECKING:
+    from trunkline.project.speed import DialValue
 
 AHEAD = 8
 """Batches read at once: batches are cut from inputs of like length, so a few of them pad less than one."""
@@ -33,8 +36,8 @@ class Model(Protocol):
         tasks: Iterable[str] | None = None,
         batch_size: int = 32,
         *,
-        speed: float | None = None,
-        keep: float | None = None,
+        speed: DialValue | None = None,
+        keep: DialValue | None = None,
     ) -> list[dict[str, Answer | ItemError]]:
         """Answers per input, in the order given."""
         ...
@@ -52,8 +55,8 @@ def stream(
     batch_size: int,
     out: TextIO,
     *,
-    speed: float | None = None,
-    keep: float | None = None,
+    speed: DialValue | None = None,
+    keep: DialValue | None = None,
 ) -> tuple[int, float]:
     """Write one JSON object per input, in order: {"text": …, "answers": {task: …}}. Returns the count and seconds.
 

@@ -29,6 +29,8 @@ def candidates(draw: random.Random, depth: int, full: float, readings: tuple[str
             grid = [("tune", tuned)] + [("distill", own) for own in (1, 2) if own < tuned]
             for stage, own in grid:
                 loss = hard * (0.004 * (4 - tuned) + 0.006 * (tuned - own)) + (0.03 if reading == "joint" else 0.0)
+                valid = full - loss + draw.uniform(-0.006, 0.006)
+                ms = own * LAYER_MS * (1.6 if reading == "joint" else 1.0) * draw.uniform(0.95, 1.05) + 0.3
                 made.append(
                     {
                         "id": f"{stage}-{depth - tuned}-{own}-{reading}",
@@ -39,8 +41,10 @@ def candidates(draw: random.Random, depth: int, full: float, readings: tuple[str
                         "init": "teacher" if stage == "distill" else None,
                         "teacher": "self" if stage == "distill" else None,
                         "seed": 13,
-                        "valid": full - loss + draw.uniform(-0.006, 0.006),
-                        "ms": own * LAYER_MS * (1.6 if reading == "joint" else 1.0) * draw.uniform(0.95, 1.05) + 0.3,
+                        "valid": valid,
+                        "reported": valid - 0.007,
+                        "ms": ms,
+                        "ms_alone": (depth - tuned) * LAYER_MS + ms,
                         "chosen": False,
                     }
                 )

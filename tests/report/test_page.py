@@ -249,8 +249,20 @@ def test_exits_are_named_with_what_each_speed_comes_to(make_report: Any) -> None
         assert figures == [kept, f"{found['speed']:.4f}", *said, *shares]
         places = zip(("2", "4", "head"), found["left"], strict=True)
         assert left == ", ".join(f"{place}: {100 * part:.0f}\u00a0%" for place, part in places if part)
-    marks = [point.text for point in intent.all("circle", "point")]
+    bars = [
+        [float(part.attributes["width"]) / 120 for part in bar.all("rect", "part")]
+        for bar in intent.all("svg", "shares")
+    ]
+    for bar, found in zip(bars, report["tasks"]["intent"]["exits"]["speeds"], strict=True):
+        assert bar == pytest.approx(found["left"], abs=0.001)
+    marks = [point.text for point in intent.all("circle", "point") if point.text.startswith("speed ")]
     assert sum("on test in" in mark for mark in marks) == len(rows)
+    candidates = report["tasks"]["intent"]["candidates"]
+    chosen = next(one["ms_alone"] for one in candidates if one["chosen"])
+    beside = [
+        point.text for tag in ("circle", "path") for point in intent.all(tag, "point") if "no exits" in point.text
+    ]
+    assert len(beside) == sum(one["ms_alone"] < chosen for one in candidates) > 0
     assert "No exit saves enough time" in slots.text
     assert not slots.all("table", "speeds")
     assert "exit" not in tone.text
@@ -306,7 +318,9 @@ def test_teachers_stand_beside_their_students_with_what_it_costs_to_leave_one_ou
     assert rows["student of all"] == ["4 + 1", "0.900", "0.890", "10.0\u00a0ms", "3,200", ""]
     assert rows["student of all but path:big"][-1] == "−0.030 ± 0.002"
     assert {"student of self alone", "student of labels alone", "student of all but <full>"} <= rows.keys()
-    (chart,) = [one for one in intent.all("svg") if one.attributes["aria-labelledby"].startswith("teachers-")]
+    (chart,) = [
+        one for one in intent.all("svg", "scatter") if one.attributes["aria-labelledby"].startswith("teachers-")
+    ]
     marks = [mark for tag in SVG_SHAPES for mark in chart.all(tag, "point")]
     assert len(marks) == 2 + 5  # a teacher that nobody measured is a line
     assert {"path:big", "together"} <= {note.text for note in chart.all("text", "note")}
@@ -535,7 +549,7 @@ def test_numbers_that_are_no_numbers_read_as_missing(make_report: Any) -> None:
     page = parse(render(report))
     assert "nan" not in page.text
     assert "–" in cells(table(page, "overview"))[1]
-    assert not page.all("article")[0].all("svg")
+    assert not page.all("article")[0].all("svg", "scatter")
 
 
 def test_candidates_that_are_all_alike_still_make_a_chart(make_report: Any) -> None:

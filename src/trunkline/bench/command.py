@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,6 +25,9 @@ from trunkline.errors import UsageError
 from trunkline.machine import machine
 from trunkline.options import AsJson, Device, Dtype, Engine, Folder, Keep, OnlyTasks, Speed, dial_of
 from trunkline.serving.keys import read_key
+
+if TYPE_CHECKING:
+    from trunkline.project.speed import DialValue
 
 _STORE = ".trunkline"
 _BATCHES, _TOKENS, _CLIENTS = (1, 8, 32), 32, (1, 8, 32)
@@ -158,7 +161,7 @@ def _costs(
     engine: str,
     dtype: str,
     device: str,
-    dial: Mapping[str, float],
+    dial: Mapping[str, DialValue],
 ) -> dict[str, Any]:
     from trunkline.bench.cost import Asked, longest, measure
     from trunkline.bench.texts import read_texts
@@ -200,7 +203,7 @@ def _loads(
     texts: Path | None,
     lengths: Sequence[int] | None,
     loads: Sequence[Load],
-    dial: Mapping[str, float],
+    dial: Mapping[str, DialValue],
 ) -> dict[str, Any]:
     from trunkline.bench import server
     from trunkline.bench.texts import read_texts

@@ -22,12 +22,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from trunkline.bench.wire import Call, Pool, Refused, http
 from trunkline.engine.base import Input
 from trunkline.errors import UsageError
+
+if TYPE_CHECKING:
+    from trunkline.project.speed import DialValue
 
 BODIES = 512  # different requests, sent in turn
 LONGEST_WAIT = 1.0  # seconds that a refused client waits at most before it asks again
@@ -153,8 +156,8 @@ def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[Any]:
             yield error
 
 
-def trunkline(url: str, tasks: Sequence[str], key: str | None = None, **dial: float) -> Target:
-    """All tasks by one HTTP request to Trunkline's native wire; `dial` is a `speed` or a `keep`."""
+def trunkline(url: str, tasks: Sequence[str], key: str | None = None, **dial: DialValue) -> Target:
+    """All tasks by one HTTP request to Trunkline's native wire; `dial` is a `speed`, a `keep`, or both by task."""
 
     def calls(texts: Sequence[Input]) -> tuple[Call, ...]:
         def check(reply: Any) -> str | None:

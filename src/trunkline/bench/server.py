@@ -13,13 +13,16 @@ import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from trunkline.bench.load import BODIES, Load, measure, trunkline
 from trunkline.bench.texts import made_texts
 from trunkline.engine.base import Input
 from trunkline.errors import TrunklineError, UsageError, unknown
+
+if TYPE_CHECKING:
+    from trunkline.project.speed import DialValue
 
 REFUSED = ("429", "503")
 """Statuses that say "later": the server is full, or not ready."""
@@ -72,9 +75,9 @@ def texts_for(serving: Serving, tokens: int, rows: int) -> list[Input]:
 
 
 def run(
-    serving: Serving, texts: Sequence[Input], loads: Iterable[Load], dial: Mapping[str, float]
+    serving: Serving, texts: Sequence[Input], loads: Iterable[Load], dial: Mapping[str, DialValue]
 ) -> Iterator[dict[str, Any]]:
-    """The result of each load, as it is found; see `load.result`. `dial` is a `speed` or a `keep`, if it has one."""
+    """The result of each load, as it is found; see `load.result`. `dial` is a `speed`, a `keep`, or both by task."""
     target = trunkline(serving.url, serving.tasks, serving.key, **dial)
     for load in loads:
         yield asyncio.run(measure(serving.url, target, texts, load))

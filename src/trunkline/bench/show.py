@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +12,9 @@ from rich.text import Text
 
 from trunkline.bench.server import failed, loop_of, refused
 from trunkline.tables import titled
+
+if TYPE_CHECKING:
+    from trunkline.project.speed import DialValue
 
 _BUSY = 0.9
 """Cores that the load generator may take until it, and not the server, is what was measured."""
@@ -25,7 +28,8 @@ def print_costs(found: Mapping[str, Any], console: Console) -> None:
     origin = f"{found['engine']}; {machine['cpu']}, {machine['cores']} cores; tasks: {', '.join(found['tasks'])}"
     for (batch, tokens), rows in itertools.groupby(found["rows"], lambda row: (row["batch"], row["tokens"])):
         title = f"{_count(batch, 'text')} of {tokens:g} tokens at a time"
-        dial = next((f"at {name}\n{found[name]:g}, ms" for name in ("speed", "keep") if name in found), "")
+        dial = " and ".join(_dial(name, found[name]) for name in ("speed", "keep") if name in found)
+        dial = dial and f"at {dial}, ms"
         columns = ["tasks", "one pass\nof all, ms", "middle half", "of one\nmodel"]
         columns += [dial, "of full\ndepth"] if dial else []
         table = _table(title, *columns, "separate\nmodels, ms", "times\nfaster")
@@ -45,6 +49,10 @@ def print_costs(found: Mapping[str, Any], console: Console) -> None:
     if any(row["high"] - row["low"] > _LOOSE * row["ms"] for row in found["rows"]):
         console.print(Text("Times vary much: is the machine busy? More --seconds give more rounds.", style="yellow"))
     console.print(Text(f"Medians; {origin}", style="dim"), soft_wrap=True)
+
+
+def _dial(name: str, value: DialValue) -> str:
+    return f"{name}s\nby task" if isinstance(value, Mapping) else f"{name}\n{value:g}"
 
 
 def print_loads(found: Mapping[str, Any], console: Console) -> None:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from trunkline.bundle.manifest import TRUNK, Int8Entry, Manifest, bundle_id, read_manifest, verify
 from trunkline.bundle.probes import Probes, deviation
-from trunkline.engine.base import BATCH_SIZE, Input, ItemError, Logits, known_tasks, predict
+from trunkline.engine.base import BATCH_SIZE, Input, ItemError, Logits, known_tasks, predict, speeds_of
 from trunkline.engine.choose import INT8
 from trunkline.errors import BundleError, EncoderError
+from trunkline.project.speed import dials
 from trunkline.project.tasks import Answer
 
 if TYPE_CHECKING:
@@ -127,6 +128,20 @@ class Bundle:
         UsageError for an unknown task or a number that is none.
         """
         return predict(self.engine, inputs, tasks, batch_size=batch_size, speed=speed, keep=keep)
+
+    def speeds(
+        self,
+        tasks: Iterable[str] | None = None,
+        *,
+        speed: float | Mapping[str, float] | None = None,
+        keep: float | Mapping[str, float] | None = None,
+    ) -> dict[str, float]:
+        """The speed that `predict` runs each task at when asked for these: what a `keep` stands for, and 0 where the
+        task has no exits. Raises UsageError as `predict` does.
+        """
+        names = known_tasks(self.specs, tasks)
+        found = dict(speeds_of(self.specs, dials(names, speed, keep)))
+        return {task: found.get(task, 0.0) for task in names}
 
     def logits(
         self, inputs: Sequence[Input | ItemError], tasks: Iterable[str] | None = None, batch_size: int = BATCH_SIZE

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -29,6 +29,10 @@ from trunkline.options import (
 from trunkline.pipeline.shards import SHARD_ROWS
 from trunkline.pipeline.teach_command import make, tell
 from trunkline.tables import cells, table
+
+if TYPE_CHECKING:
+    from trunkline.bundle.loaded import Bundle
+    from trunkline.project.speed import DialValue
 
 
 def predict(
@@ -88,7 +92,7 @@ def predict(
         raise UsageError("give texts or --file, not both")
     if pair is not None and (not texts or len(texts) != 1):
         raise UsageError("--pair goes with a single text; for more pairs use --file, or JSON objects on stdin")
-    dial_of(speed, keep)  # refuses both
+    dial = dial_of(speed, keep)
     if out_folder is not None:
         if not file:
             raise UsageError("--out takes its rows from --file")
@@ -96,8 +100,10 @@ def predict(
         if dtype == "auto":  # what a measurement chose when the job was begun; another may choose otherwise
             dtype = begun_work(out_folder).get("dtype", dtype)
         model = Bundle.load(folder, engine=engine, dtype=dtype, tasks=task)
+        _tell_speeds(model, task, dial)
         made, choice, cache = (folder, model.id, model.tasks), model.loader.choice, cache_mb << 20
-        work = PredictWork(*made, choice.engine, choice.dtype, speed, keep, batch_size, cache, threads)
+        dialled = dial.get("speed"), dial.get("keep")
+        work = PredictWork(*made, choice.engine, choice.dtype, *dialled, batch_size, cache, threads)
         pairs = all(spec.reading != "single" for spec in model.specs.values())
         del model  # each process loads its own
         job = cut(out_folder, file, work.fields, shard_rows=shard_rows, columns=Columns(text, text_pair), pairs=pairs)
@@ -108,9 +114,10 @@ def predict(
         raise UsageError("several files take --out")
     lines = None if texts else read_inputs(Path(file[0]) if file else None, sys.stdin, text, text_pair)
     model = Bundle.load(bundle if bundle is not None else _live(context), engine=engine, dtype=dtype)
+    _tell_speeds(model, task, dial)
     if lines is None:
         inputs = [{"text": given, "text_pair": pair} for given in texts or ()]
-        answers = model.predict(inputs, task, speed=speed, keep=keep)
+        answers = model.predict(inputs, task, speed=dial.get("speed"), keep=dial.get("keep"))
         if as_json:
             return print_json([{**item, "answers": answers_of(a)} for item, a in zip(inputs, answers, strict=True)])
         for number, (item, answer) in enumerate(zip(inputs, answers, strict=True)):
@@ -120,10 +127,17 @@ def predict(
         return None
     if not file and sys.stdin.isatty():
         err.print("one text per line; Ctrl-D ends")
-    number, seconds = stream(model, lines, task, batch_size, sys.stdout, speed=speed, keep=keep)
+    number, seconds = stream(model, lines, task, batch_size, sys.stdout, **dial)
     rate = f"{number / max(seconds, 1e-9):,.0f} per second, " if number else ""
     err.print(f"{count(number, 'input')}, {rate}{count(len(set(task or model.tasks)), 'task')} each")
     return None
+
+
+def _tell_speeds(model: Bundle, tasks: list[str] | None, dial: dict[str, DialValue]) -> None:
+    """What a keep stands for differs by task, and a task without exits has no speed: said once, before the answers."""
+    if dial:
+        told = ", ".join(f"{task} {speed:g}" for task, speed in model.speeds(tasks, **dial).items())
+        err.print(f"speed: {told}", markup=False, soft_wrap=True)
 
 
 def _show_answers(item: dict[str, Any], answers: dict[str, dict[str, Any]]) -> None:

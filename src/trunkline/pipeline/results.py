@@ -193,6 +193,7 @@ def _candidate(assembly: Assembly, options: Options, stage: Stage, picked: str) 
     branch = entry.result["branch"]
     metric = assembly.metric(stage.task)
     split = assembly.store.get(assembly.graph.keys[f"{stage.task}/prepare"]).result["reported"]
+    candidate = next(one for one in options.candidates if stage.id.startswith(f"{one.id}/s"))
     return {
         "id": stage.id,
         "stage": stage.kind.value,
@@ -205,7 +206,8 @@ def _candidate(assembly: Assembly, options: Options, stage: Stage, picked: str) 
         "seed": stage.fields["seed"],
         "valid": entry.result["metrics"]["valid"][metric],
         "reported": entry.result["metrics"][split][metric],
-        "ms": next(c.ms for c in options.candidates if stage.id.startswith(f"{c.id}/s")),
+        "ms": candidate.ms,
+        "ms_alone": options.measured.trunk.of([candidate]) + candidate.ms,
         "chosen": entry.key == options.best[picked].key,
     }
 

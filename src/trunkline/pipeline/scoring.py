@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pyarrow
 
     from trunkline.model.branch import BranchSpec
+    from trunkline.project.speed import DialValue
 
 WINDOW = 4096
 """Rows that are tokenised and held at once: a shard is scored in so many at a time, whoever scores it."""
@@ -151,8 +152,8 @@ class PredictWork:
     tasks: tuple[str, ...]
     engine: str
     dtype: str
-    speed: float | None
-    keep: float | None
+    speed: DialValue | None
+    keep: DialValue | None
     batch_size: int
     cache_bytes: int
     threads: int

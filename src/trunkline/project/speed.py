@@ -28,6 +28,9 @@ AGREED = 0.1
 
 Floats = NDArray[np.float64]
 
+DialValue = float | Mapping[str, float]
+"""A speed or a keep, for all tasks or by task."""
+
 
 class Rule(StrEnum):
     """What makes a row leave."""

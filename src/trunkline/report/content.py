@@ -19,7 +19,9 @@ LOWER_IS_BETTER = frozenset({"mae"})
 
 @dataclass(frozen=True)
 class Candidate:
-    """One trained (fork, layers, reading, seed): quality on `valid`, its branch's own time in ms."""
+    """One trained (fork, layers, reading, seed): quality on `valid` and on the reported split, its branch's own time in
+    ms, and `ms_alone` of a request for it alone, which runs the trunk to its fork.
+    """
 
     id: str
     stage: str
@@ -31,7 +33,9 @@ class Candidate:
     teacher: str | None
     seed: int | None
     valid: float | None
+    reported: float | None
     ms: float | None
+    ms_alone: float | None
     chosen: bool
 
 
@@ -275,7 +279,9 @@ def _candidate(data: Mapping[str, Any]) -> Candidate:
         teacher=text(data.get("teacher")) or None,
         seed=whole(data.get("seed")),
         valid=number(data.get("valid")),
+        reported=number(data.get("reported")),
         ms=number(data.get("ms")),
+        ms_alone=number(data.get("ms_alone")),
         chosen=bool(data.get("chosen")),
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from trunkline.report import wording
 from trunkline.report.charts import Axis, Line, Point, plain, scatter, share
-from trunkline.report.content import LOWER_IS_BETTER, Candidate, Content, Exits, Task
+from trunkline.report.content import LOWER_IS_BETTER, Candidate, Content, Exits, Speed, Task
 from trunkline.report.markup import Column, Row, escape, table
 from trunkline.report.teachers import teachers
 
@@ -177,7 +177,7 @@ def _exits(task: Task, index: int) -> str:
                 wording.number(row.calibration),
                 wording.percent(row.layers),
                 wording.percent(row.time),
-                escape(wording.left(task.exits, row)),
+                _shares(row) + escape(wording.left(task.exits, row)),
             ]
         )
         for row in task.exits.speeds
@@ -190,8 +190,22 @@ def _exits(task: Task, index: int) -> str:
     return f"{said}\n{table(caption, columns, rows, css='speeds')}\n{_speed_chart(task, task.exits, index)}"
 
 
+def _shares(row: Speed) -> str:
+    """The shares that were answered after so many layers, as one bar that darkens with depth."""
+    if not row.left:
+        return ""
+    parts, x = [], 0.0
+    for i, part in enumerate(row.left, 1):
+        shade, width = 0.15 + 0.85 * i / len(row.left), 120 * part
+        parts.append(f'<rect class="part" x="{x:.1f}" y="1" width="{width:.1f}" height="10" opacity="{shade:.2f}"/>')
+        x += width
+    return f'<svg class="shares" aria-hidden="true" viewBox="0 0 120 12" width="120" height="12">{"".join(parts)}</svg>'
+
+
 def _speed_chart(task: Task, exits: Exits, index: int) -> str:
-    """Quality against time, a point for each speed, those that keep so much marked."""
+    """Quality against time, a point for each speed, those that keep so much marked; and of each candidate that would
+    take less time than the chosen one, without exits.
+    """
     kept = {row.speed: wording.kept(row) for row in reversed(exits.speeds) if row.keep is not None}
     points = []
     for row in exits.curve:
@@ -204,25 +218,50 @@ def _speed_chart(task: Task, exits: Exits, index: int) -> str:
                         value,
                         f"speed {wording.number(row.speed, 4)}: {wording.number(value)} on {split} in "
                         f"{wording.percent(row.time)} of the time",
-                        "tune",
+                        "depth",
                         hollow=split == "valid",
                         label=kept[row.speed] if named else "",
                     )
                 )
+    fewer = _fewer(task)
     chart = scatter(
         f"speeds-{index + 1}",
         f"{task.name}: quality against time, by speed",
-        f"{wording.count(len(exits.curve), 'speed')}, each as quality and time; those of a keep are named.",
-        points,
+        f"{wording.count(len(exits.curve), 'speed')}, each as quality and time; those of a keep are named. Beside them "
+        f"{wording.count(len(fewer), 'candidate')} without exits.",
+        [*fewer, *points],
         [],
         x=Axis("time, of speed 0", share),
         y=Axis(task.metric, plain),
     )
     keys = "".join(
-        f'<span class="key"><i class="swatch round tune{css}"></i>{escape(split)}</span>'
+        f'<span class="key"><i class="swatch round depth{css}"></i>speeds on {escape(split)}</span>'
         for css, split in (("", task.reported), (" hollow", "valid"))
     )
+    for css, shape in (("tune", "round"), ("distill", "diamond")):
+        if any(point.css == css for point in fewer):
+            words = f"{wording.stage(css)}, fewer layers, no exits, on {task.reported}"
+            keys += f'<span class="key"><i class="swatch {shape} {css}"></i>{escape(words)}</span>'
     return f'<figure class="under">{chart}<figcaption class="keys">{keys}</figcaption></figure>' if chart else ""
+
+
+def _fewer(task: Task) -> list[Point]:
+    """Candidates that take less time than the chosen one, on the reported split: what speeds are compared with."""
+    chosen = next((one.ms_alone for one in task.candidates if one.chosen), None)
+    if not chosen:
+        return []
+    return [
+        Point(
+            one.ms_alone / chosen,
+            one.reported,
+            f"{wording.branch(one, one.stage)}, no exits: {wording.number(one.reported)} on {task.reported} in "
+            f"{wording.percent(one.ms_alone / chosen)} of the time",
+            one.stage,
+            shape="diamond" if one.stage == "distill" else "circle",
+        )
+        for one in task.candidates
+        if one.ms_alone is not None and one.reported is not None and one.ms_alone < chosen
+    ]
 
 
 def _candidates(content: Content, task: Task) -> str:
