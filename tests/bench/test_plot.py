@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,10 @@ def test_courses_have_a_panel_for_each_title_and_gaps_where_there_is_nothing(tmp
     assert drawn.count('<g id="axes_') == 2
     assert drawn.count(">floor<") == 1
     assert "nan" not in drawn
+
+
+def test_figures_at_the_axes_keep_the_digits_that_tell_them_apart(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+    plot.trades({"task": {"exits": [(0.25, 0.8101), (1.0, 0.8148)]}}, tmp_path / "trades.svg", "time", "quality")
+    ticks = re.findall(r">(0\.8\d*)</text>", (tmp_path / "trades.svg").read_text())
+    assert len(ticks) == len(set(ticks)) > 2

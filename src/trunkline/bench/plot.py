@@ -250,6 +250,7 @@ def _write(file: Path, size: tuple[float, float], draw: Callable[[Figure], None]
         kind = file.suffix.lower().removeprefix(".")
         figure.savefig(written, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
     picture = written.getvalue()
-    if kind == "svg":  # a third of it is digits that nobody sees, and indents
-        picture = re.sub(rb"\n\s+", rb"\n", re.sub(rb"(\.\d\d)\d+", rb"\1", picture))
+    if kind == "svg":  # a third of it is digits of places that nobody sees, unlike those of texts, and indents
+        short = re.sub(rb">[^<>]+<|(\.\d\d)\d+", lambda found: found[1] or found[0], picture)
+        picture = re.sub(rb"\n\s+", rb"\n", short)
     write_bytes(file, picture)
