@@ -26,7 +26,7 @@ from trunkline.model.branch import save_branch
 from trunkline.project.speed import SpeedPoint, fastest
 from trunkline.project.speed import dials as dials_of
 from trunkline.project.tasks import Answer
-from trunkline.serving.errors import Invalid
+from trunkline.serving.errors import DeadlineExceeded, Invalid, Overloaded, Refusal
 from trunkline.serving.limits import Limits
 from trunkline.serving.link import NAME
 from trunkline.serving.loading import prove
@@ -229,6 +229,34 @@ def test_load_raises_speeds_to_the_floor_and_no_further_and_its_end_ends_that(
         assert service.level == 0
         assert (await service.predict(["no"], ["intent"])).speeds == {}
         assert [event.rows for event in served.of(Batch)] == [1, 16, 16, 16, 12, 1]
+
+    runner.run(run())
+
+
+def test_the_pace_of_full_depth_refuses_nothing_that_more_speed_may_answer_in_time(
+    served: Served, runner: asyncio.Runner
+) -> None:
+    async def hasty(service: Service) -> Refusal:
+        """What becomes of a request without time behind a queue at which no more speed can be given."""
+        with served.held():
+            engine = asyncio.create_task(service.predict([HOLD], ["intent"]))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            waiting = [asyncio.create_task(service.predict(["no"], ["intent"])) for _ in range(60)]
+            await until(lambda: service.waiting == 60 - LIMITS.batch_rows)
+            assert service.level == 1
+            with pytest.raises(Refusal) as caught:
+                await service.predict(["no time"], ["intent"], deadline_ms=0.01)
+        await asyncio.gather(engine, *waiting)
+        return caught.value
+
+    async def run() -> None:
+        service = Service(served.first, limits=LIMITS, loading=Faulty(gate=served.gate))
+        await service.start()
+        await service.predict(["no"] * LIMITS.batch_rows, ["intent"])  # tells the pace of full depth
+        assert isinstance(await hasty(service), DeadlineExceeded)  # it was let in
+        assert isinstance(await hasty(service), Overloaded)  # by what the first batches at the floor took
+        await service.drain()
 
     runner.run(run())
 

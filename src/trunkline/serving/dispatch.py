@@ -41,6 +41,8 @@ class _Sent:
     served: Served
     tokens: int
     at: float
+    spare: bool
+    """Whether more speed could have been given."""
 
 
 class Dispatcher:
@@ -61,6 +63,7 @@ class Dispatcher:
         self._sent: dict[int, _Sent] = {}
         self._pumping = False
         self._pace = Pace(limits)
+        self._fastest = Pace(limits)  # of batches at which no more speed could be given: all of them without a floor
         self._counted = 0.0  # until when the pace was measured
 
     async def start(self, folder: Path) -> None:
@@ -104,11 +107,11 @@ class Dispatcher:
         tokens = queue.tokens + sum(row.tokens for row in rows)
         if queue.rows + len(rows) > limits.queue_rows or tokens > limits.queue_tokens:
             message = f"the queue is full: {queue.rows:,} rows and {queue.tokens:,} tokens wait"
-            raise Overloaded(message, self._wait or 1.0)
+            raise Overloaded(message, self._least_wait or 1.0)
         allowed = request.deadline - request.arrived
-        if rows and queue.ample and not self.adaptive.spare and self._wait > _LONGEST * allowed:
-            message = f"{self._wait:.3g} s of work waits, and an answer is of use within {1000 * allowed:g} ms"
-            raise Overloaded(message, self._wait - _LONGEST * allowed)
+        if rows and queue.ample and not self.adaptive.spare and self._least_wait > _LONGEST * allowed:
+            message = f"{self._least_wait:.3g} s of work waits, and an answer is of use within {1000 * allowed:g} ms"
+            raise Overloaded(message, self._least_wait - _LONGEST * allowed)
         self.requests.add(request)
         request.served.users += 1
         if not request.missing:
@@ -125,9 +128,11 @@ class Dispatcher:
         return sum(sent.tokens for sent in self._sent.values())
 
     @property
-    def _wait(self) -> float:
-        """Seconds until all that is here now should be done; 0 as long as nothing is known of the pace."""
-        return self._pace.seconds(self._running + self.queue.tokens)
+    def _least_wait(self) -> float:
+        """Seconds until all that is here now should be done if it is done as fast as may be; 0 as long as nothing is
+        known of that.
+        """
+        return self._fastest.seconds(self._running + self.queue.tokens)
 
     def _spent(self, rows: list[Row]) -> float:
         """The most that a request will have spent of its time when the engine begins on it, if it is one of those that
@@ -158,7 +163,8 @@ class Dispatcher:
                 return
             served, ticket = rows[0].request.served, next(self._tickets)
             served.users += 1
-            self._sent[ticket] = _Sent(rows, served, sum(row.tokens for row in rows), time.monotonic())
+            tokens = sum(row.tokens for row in rows)
+            self._sent[ticket] = _Sent(rows, served, tokens, time.monotonic(), self.adaptive.spare)
             least = self.adaptive.least(served.model.tasks)
             for request in {row.request: None for row in rows}:
                 request.settle(least)
@@ -176,7 +182,8 @@ class Dispatcher:
         """A batch is answered."""
         sent = self._sent.pop(done.ticket)
         now = time.monotonic()
-        self._pace.took(len(sent.rows), sent.tokens, now - max(sent.at, self._counted))
+        for pace in (self._pace,) if sent.spare else (self._pace, self._fastest):
+            pace.took(len(sent.rows), sent.tokens, now - max(sent.at, self._counted))
         self._counted = now
         requests = dict.fromkeys(row.request for row in sent.rows)
         for request in requests:
