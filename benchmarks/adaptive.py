@@ -193,7 +193,7 @@ def trained(project: Project, name: str, setting: str, seeds: int = len(SEEDS)) 
         settings = with_values(project.files.settings, seed=seed)
         mine = project.over(replace(project.files, settings=settings, tasks={name: project.task(name)}))
         [tuned] = [stage.id for stage in mine.graph.of(name, StageKind.TUNE)]
-        branches[seed] = branch_of(mine, f"{tuned}/exits")
+        branches[seed] = branch_of(mine, f"{tuned}/speeds")
     data = mine.train([f"{name}/prepare"], show=Silent()).data(name)
     rows = data.reported[data.main_split]
     metric = project.task(name).primary_metric

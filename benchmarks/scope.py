@@ -118,9 +118,9 @@ def texts_of(file: Path) -> list[str]:
 def trained(project: Project, seed: int) -> tuple[Workshop, dict[str, Any], Branch]:
     """The tuned candidate's result, and the branch with scope and exits, trained if need be."""
     tune = f"intent/tune/single/L1/s{seed}"
-    workshop = project.train([f"{tune}/exits"], show=Silent())
+    workshop = project.train([f"{tune}/speeds"], show=Silent())
     keys = project.graph.keys
-    made = load_branch(project.store.get(keys[f"{tune}/exits"]).folder / BRANCH, workshop.trunk.encoder)
+    made = load_branch(project.store.get(keys[f"{tune}/speeds"]).folder / BRANCH, workshop.trunk.encoder)
     return workshop, project.store.get(keys[tune]).result, made
 
 

@@ -82,11 +82,14 @@ def spec(root: Path, task: str) -> BranchSpec:
     return read_spec(files(root)[task])
 
 
+def weights(file: Path) -> dict[str, bytes]:
+    with safe_open(file, framework="np") as tensors:
+        return {name: tensors.get_tensor(name).tobytes() for name in tensors.keys()}  # noqa: SIM118 - not a mapping
+
+
 def own_weights(file: Path) -> dict[str, bytes]:
     """Those of the branch without its exits."""
-    with safe_open(file, framework="np") as tensors:
-        names = [name for name in tensors.keys() if not name.startswith("exits.")]  # noqa: SIM118 - not a mapping
-        return {name: tensors.get_tensor(name).tobytes() for name in names}
+    return {name: values for name, values in weights(file).items() if not name.startswith("exits.")}
 
 
 def candidate(root: Path, task: str) -> Path:
@@ -132,7 +135,7 @@ def test_a_served_bundle_lets_rows_leave_where_the_table_says(left: Path, task: 
     project = Project.load(left)
     about = project.report()["tasks"][task]
     [chosen] = [c["id"] for c in about["candidates"] if c["chosen"]]
-    points = project.store.get(project.graph.keys[f"{chosen}/exits"]).result["speeds"]["test"]
+    points = project.store.get(project.graph.keys[f"{chosen}/speeds"]).result["speeds"]["test"]
     data = TaskData.load(project.store.get(project.graph.keys[f"{task}/prepare"]).folder / "data")
     rows, engine = inputs_of(data.reported["test"]), project.bundle().engine
     for point in points[::5]:
@@ -167,9 +170,10 @@ def test_exits_of_one_task_leave_all_else_as_it_is(done: Path) -> None:
     said = CliRunner().invoke(app, ["-C", str(done), "plan"]).output
     assert "every stage is done; then select, exits of the chosen branch (slots), merge" in " ".join(said.split())
     heard, project = run(done)
-    [stage] = heard.stages
-    assert stage.startswith("slots/")
-    assert stage.endswith("/s13/exits")
+    trained, chosen = heard.stages
+    assert trained.startswith("slots/")
+    assert trained.endswith("/s13/exits")
+    assert chosen == trained.removesuffix("exits") + "speeds"
     measured = [line for line in heard.said if "shapes" in line]
     assert measured == [f"measuring 6 shapes at batch {batch} x 8 tokens" for batch in (2, 1)]
     after = contents(done)
@@ -210,18 +214,37 @@ class Why(Heard):
 
 
 def test_other_settings_of_exits_train_them_anew_and_nothing_else(left: Path) -> None:
+    before = contents(left)
+    with_exits(left, "urgency", batch_size=4)
+    heard = Why()
+    assert Project.load(left).run(show=heard).ran == 2
+    trained, chosen = heard.why
+    assert heard.why == {trained: "schedule.batch_size 8 -> 4", chosen: f"follows {trained}"}
+    after = contents(left)
+    assert {task for task in before if after[task] != before[task]} == {"urgency"}
+
+
+def test_another_rule_chooses_among_the_exits_that_there_are(left: Path) -> None:
     before, plain = contents(left), candidate(left, "urgency")
+    trained, keys = weights(files(left)["urgency"]), Project.load(left).graph.keys
     with_exits(left, "urgency", rule="patience")
     plan = Project.load(left).plan()
     assert (plan.steps, plan.exits, plan.merges) == ([], ("urgency",), True)
     heard = Why()
     assert Project.load(left).run(show=heard).ran == 1
-    assert list(heard.why.values()) == ['rule "entropy" -> "patience"']
+    [(chosen, why)] = heard.why.items()
+    assert chosen.endswith("/s13/speeds")
+    assert why == 'rule "entropy" -> "patience"'
     after = contents(left)
     assert {task for task in before if after[task] != before[task]} == {"urgency"}
     assert spec(left, "urgency").rule == "patience"
     assert candidate(left, "urgency") == plain
+    assert weights(files(left)["urgency"]) == trained
     assert not Project.load(left).plan().merges
+    Project.load(left).gc(keep=1)
+    store = Project.load(left).store
+    assert keys[chosen] not in store  # what the other rule chose
+    assert keys[chosen.replace("/speeds", "/exits")] in store
 
 
 def test_another_candidate_gets_exits_of_its_own_before_it_is_released(left: Path) -> None:
@@ -231,7 +254,8 @@ def test_another_candidate_gets_exits_of_its_own_before_it_is_released(left: Pat
     assert [step.stage.id for step in plan.steps] == ["intent/tune/single/L3/s13"]
     assert plan.exits == ("intent",)
     heard, _ = run(left)
-    assert heard.stages == ["intent/tune/single/L3/s13", "intent/tune/single/L3/s13/exits"]
+    tuned = "intent/tune/single/L3/s13"
+    assert heard.stages == [tuned, f"{tuned}/exits", f"{tuned}/speeds"]
     assert candidate(left, "intent") != plain
     found = spec(left, "intent")
     assert (found.fork, found.layers) == (0, 3)
@@ -246,7 +270,7 @@ def test_a_killed_stage_of_exits_is_resumed_and_no_other_repeated(done: Path) ->
     assert Project.load(done).released().id == "r1"
     heard = Why()
     Project.load(done).run(show=heard)
-    assert list(heard.why.values()) == ["its branch was chosen; resumes"]
+    assert list(heard.why.values()) == ["its branch was chosen; resumes", "its branch was chosen"]
     assert [one.depth for one in spec(done, "intent").exits] == [1]
 
 
@@ -275,7 +299,7 @@ def test_what_is_refused_trains_no_exits(done: Path) -> None:
 
 def test_gc_keeps_the_exits_that_are_live_whatever_the_file_says_now(left: Path) -> None:
     before = contents(left)
-    with_exits(left, "slots", rule="patience")
+    with_exits(left, "slots", batch_size=4)
     Project.load(left).gc(keep=1)
     write_task(left, "intent", **SORTS["intent"], exits=EXITS, seed=3)
     run(left, "intent")
@@ -297,8 +321,9 @@ def test_exits_learn_from_texts_without_labels_that_no_row_of_the_task_holds(lef
     before, plain = contents(left), candidate(left, task)
     with_unlabelled(left, task, fresh=5)
     heard = Why()
-    assert Project.load(left).run(show=heard).ran == 1
-    assert list(heard.why.values()) == ["other data.unlabelled"]
+    assert Project.load(left).run(show=heard).ran == 2
+    trained, chosen = heard.why
+    assert heard.why == {trained: "other data.unlabelled", chosen: f"follows {trained}"}
     project = Project.load(left)
     [chosen] = [c["id"] for c in project.report()["tasks"][task]["candidates"] if c["chosen"]]
     assert project.store.get(project.graph.keys[f"{chosen}/exits"]).result["unlabelled"] == 5
@@ -356,7 +381,9 @@ def test_an_exit_by_itself_is_none_where_rows_leave_when_two_agree(done: Path) -
     assert spec(done, "urgency").exits == ()
 
 
-def test_measuring_again_chooses_exits_anew(left: Path) -> None:
-    heard = Why()
+def test_measuring_again_chooses_exits_anew_and_trains_none(left: Path) -> None:
+    heard = Heard()
     Project.load(left).run(["intent"], remeasure=True, show=heard)
-    assert [stage.split("/")[0] for stage in heard.why if stage.endswith("/exits")] == ["intent"]
+    [chosen] = heard.stages
+    assert chosen.startswith("intent/")
+    assert chosen.endswith("/s13/speeds")

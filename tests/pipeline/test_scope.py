@@ -101,7 +101,7 @@ def test_an_exit_leaves_to_the_head_what_is_out_of_scope_there(left: Path) -> No
     assert {output.depth for output in found} == {EXITS["depths"][0], depth}
     assert all(output.depth == depth for output in found if output.scope is not None and output.scope > 0)
     [chosen] = [c["id"] for c in project.report()["tasks"]["intent"]["candidates"] if c["chosen"]]
-    points = project.store.get(project.graph.keys[f"{chosen}/exits"]).result["speeds"]["test"]
+    points = project.store.get(project.graph.keys[f"{chosen}/speeds"]).result["speeds"]["test"]
     assert np.mean([output.depth for output in found]) == pytest.approx(points[-1]["layers"], abs=1.01 / len(found))
 
 
@@ -116,6 +116,8 @@ def test_a_second_run_fits_nothing_again_and_another_rate_refits_that_alone(left
     assert stage.endswith("/scope")
     after = {task: file.read_bytes() for task, file in files(left).items()}
     assert {task for task in TASKS if before[task] != after[task]} == {"tone"}
+    write_task(left, "intent", **{**TASKS["intent"], "scope": {**SCOPE, "false_alarms": 0.3}})
+    assert [stage.rsplit("/", 1)[1] for stage in run(left).stages] == ["scope", "speeds"]  # its exits are trained
 
 
 def test_projects_that_do_not_ask_keep_their_stages_and_their_bytes(left: Path) -> None:

@@ -64,12 +64,11 @@ class Assembly:
 
     def finished(self, asked: Sequence[str]) -> list[str]:
         """Tasks with every stage in the store: those asked for, and others that are live just as their files say."""
-        keys, live = self.graph.keys, self.live_selection()
+        live = self.live_selection()
         return [
             task
             for task in self.graph.tasks
-            if all(keys[stage.id] in self.store for stage in self.graph.of(task))
-            and (task in asked or (live is not None and self._as_filed(task, live)))
+            if self._done(self.graph.of(task)) and (task in asked or (live is not None and self._as_filed(task, live)))
         ]
 
     def _unchanged(self, task: str, live: Selection) -> bool:
@@ -88,8 +87,14 @@ class Assembly:
         return self.graph.keys[stages[-1].id] if stages else None
 
     def finishing(self, branches: Iterable[str]) -> list[Stage]:
-        """The stages that finish the candidates of these keys, by what their tasks ask for."""
-        return [stage for branch in branches for stage in self.graph.finishing_of(branch)]
+        """What is to be done to finish the candidates of these keys, by what their tasks ask for: nothing of one whose
+        last stage is done, whatever became of those before.
+        """
+        chains = map(self.graph.finishing_of, branches)
+        return [stage for chain in chains if not self._done(chain[-1:]) for stage in chain]
+
+    def _done(self, stages: Iterable[Stage]) -> bool:
+        return all(self.graph.keys[stage.id] in self.store for stage in stages)
 
     def follow(self, tasks: Sequence[str], kind: StageKind) -> list[str]:
         """Those of these tasks whose chosen branch gets a scope or exits (`kind`), or may get another, by what their

@@ -107,8 +107,8 @@ def openvino_version() -> str | None:
 
 
 def forget(store: Store, tasks: Collection[str]) -> None:
-    """Drop every time that was measured on this machine, so that what is asked for next is measured again, and exits of
-    these tasks that were chosen by such times.
+    """Drop every time that was measured on this machine, so that what is asked for next is measured again, and what was
+    chosen by such times among the exits of these tasks.
     """
     here = machine()
     for folder in sorted(store.stages.iterdir()):

@@ -7,9 +7,10 @@
     pretrain  branch.safetensors
     distill   branch.safetensors
     scope     branch.safetensors
-    exits     branch.safetensors
+    exits     exits.safetensors     all that are trained; none where the branch can have none
+    speeds    branch.safetensors
 
-A training stage's result holds the metrics of every scored split (that of exits what speeds come to there, that of a
+A training stage's result holds the metrics of every scored split (that of speeds what each comes to there, that of a
 scope the share that it flags, that of a foreign teacher its own metrics on `valid`), the history and the seconds it
 took. torch is imported when the first training stage runs.
 """
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from trunkline.training.material import Logits, TaskMaterial
 
 BRANCH = "branch.safetensors"
+EXITS = "exits.safetensors"
 CHECKPOINT = "checkpoint.pt"
 ENCODER = "encoder"
 DATA = "data"
@@ -87,6 +89,8 @@ class Workshop:
                     kept = self._scope(stage, artifacts)
                 elif stage.kind is StageKind.EXITS:
                     kept = self._exits(stage, artifacts, checkpoint, report)
+                elif stage.kind is StageKind.SPEEDS:
+                    kept = self._speeds(stage, artifacts)
                 elif stage.kind is StageKind.PRETRAIN:
                     kept = self._pretrain(stage, artifacts, checkpoint, report)
                 else:
@@ -260,15 +264,11 @@ class Workshop:
         return {"branch": candidate, "flagged": made.flagged}
 
     def _exits(self, stage: Stage, artifacts: Path, checkpoint: Path, report: Report) -> dict[str, Any]:
-        from trunkline.model.branch import save_branch
         from trunkline.model.exits import Form
         from trunkline.training.candidates import schedule_of
-        from trunkline.training.exits import add_exits
-        from trunkline.training.leaving import KEEPS
+        from trunkline.training.exits import save_exits, train_exits
 
         material, fields = self._with_unlabelled(stage), stage.fields
-        candidate = self._entry(stage.needs[1]).result["branch"]
-        forms = [Form(form) for form in fields["forms"]]
         asked = material.settings.exits
         schedule = schedule_of(
             asked,
@@ -277,17 +277,44 @@ class Workshop:
             precision=material.precision,
             device=self.device,
         )
-        made = add_exits(
+        found = train_exits(
             material,
             self._branch(stage.needs[1]),
-            lambda: self._prices(candidate, forms),
             schedule,
             checkpoint,
             report,
-            forms=forms,
+            forms=[Form(form) for form in fields["forms"]],
             depths=fields["depths"],
-            rule=asked.rule,
         )
+        learned = {} if material.unlabelled is None else {"unlabelled": len(material.unlabelled)}
+        if found is None:
+            return {"depths": [], **learned}
+        exits, outcome = found
+        save_exits(exits, artifacts / EXITS)
+        return {"depths": sorted({depth for depth, _ in exits.places}), **learned, **went(outcome)}
+
+    def _speeds(self, stage: Stage, artifacts: Path) -> dict[str, Any]:
+        """Choose among the exits of a branch, if there are any, and find what its speeds come to."""
+        from trunkline.model.branch import save_branch
+        from trunkline.project.speed import Rule
+        from trunkline.training.exits import load_exits
+        from trunkline.training.leaving import KEEPS
+        from trunkline.training.speeds import WithExits, choose_exits
+
+        finished, trained = stage.needs[1:]
+        candidate, branch = self._entry(finished).result["branch"], self._branch(finished)
+        made = WithExits(branch)
+        if self._entry(trained).result["depths"]:
+            exits = load_exits(self._entry(trained).folder / EXITS, branch.spec).to(self.device)
+            forms = sorted({form for _, form in exits.places})
+            made = choose_exits(
+                self.material(stage.task),
+                branch,
+                exits,
+                lambda: self._prices(candidate, forms),
+                rule=Rule(stage.fields["rule"]),
+                every=bool(stage.fields["depths"]),
+            )
         save_branch(made.branch, artifacts / BRANCH)
         points = made.branch.spec.speeds
         return {
@@ -298,8 +325,6 @@ class Workshop:
             "left": made.left,
             "ece": made.ece,
             "keeps": [{"keep": keep, "speed": fastest(points, keep)} for keep in KEEPS] if points else [],
-            **({} if material.unlabelled is None else {"unlabelled": len(material.unlabelled)}),
-            **({} if made.outcome is None else went(made.outcome)),
         }
 
     def _with_unlabelled(self, stage: Stage) -> TaskMaterial:

@@ -69,7 +69,7 @@ def _unneeded(graph: Graph, store: Store, assembly: Assembly, bundles: set[Path]
 
 def _weighs(store: Store, key: str) -> bool:
     """Whether an entry is a stage: measurements and evaluations are small and kept."""
-    return not {"files", "schedule", "scope", "adapt", "teacher"}.isdisjoint(store.get(key).fields)
+    return not {"files", "schedule", "scope", "adapt", "teacher", "rule"}.isdisjoint(store.get(key).fields)
 
 
 def _entries(folder: Path) -> list[Path]:

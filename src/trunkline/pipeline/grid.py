@@ -135,7 +135,9 @@ def _task_stages(
                         finished = _scope(candidate, common, settings.scope)
                         yield finished
                     if settings.exits.enabled:
-                        yield _exits(candidate, finished, common, settings.exits, project.cost, data.unlabelled)
+                        exits = _exits(candidate, common, settings.exits, data.unlabelled)
+                        yield exits
+                        yield _speeds(candidate, finished, exits, settings, project.cost)
 
 
 def _full(name: str, settings: TaskSettings, common: dict[str, Any], pairs: bool, prepare: Stage) -> Iterator[Stage]:
@@ -285,15 +287,7 @@ def _scope(candidate: Stage, common: dict[str, Any], settings: ScopeSettings) ->
     )
 
 
-def _exits(
-    candidate: Stage,
-    finished: Stage,
-    common: dict[str, Any],
-    settings: ExitSettings,
-    cost: CostSettings,
-    unlabelled: Sequence[str],
-) -> Stage:
-    """`finished` is the candidate, or what gives it a scope: exits rest on that."""
+def _exits(candidate: Stage, common: dict[str, Any], settings: ExitSettings, unlabelled: Sequence[str]) -> Stage:
     return Stage(
         f"{candidate.id}/exits",
         StageKind.EXITS,
@@ -302,11 +296,26 @@ def _exits(
             **common,
             "forms": sorted(settings.forms),
             "depths": sorted(settings.depths),
-            "rule": settings.rule.value,
             "schedule": settings.model_dump(mode="json", exclude={"enabled", "forms", "depths", "rule"}),
-            # Those that pay are told by time.
-            "cost": cost.model_dump(mode="json", include={"batch", "tokens", "engine"}),
             **({"unlabelled": list(unlabelled)} if unlabelled else {}),
         },
-        (f"{candidate.task}/{StageKind.PREPARE}", finished.id),
+        (f"{candidate.task}/{StageKind.PREPARE}", candidate.id),
+    )
+
+
+def _speeds(candidate: Stage, finished: Stage, exits: Stage, settings: TaskSettings, cost: CostSettings) -> Stage:
+    """`finished` is the candidate, or what gives it a scope, which then reaches to its exits."""
+    return Stage(
+        f"{candidate.id}/speeds",
+        StageKind.SPEEDS,
+        candidate.task,
+        {
+            "task": candidate.task,
+            "metric": settings.primary_metric,
+            "depths": sorted(settings.exits.depths),
+            "rule": settings.exits.rule.value,
+            # Those that pay are told by time.
+            "cost": cost.model_dump(mode="json", include={"batch", "tokens", "engine"}),
+        },
+        (f"{candidate.task}/{StageKind.PREPARE}", finished.id, exits.id),
     )

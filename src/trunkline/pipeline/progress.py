@@ -163,6 +163,8 @@ def summary(kind: StageKind, result: Mapping[str, Any], metric: str) -> str:
         case StageKind.SCOPE:
             return "flags " + ", ".join(f"{100 * share:.1f} % of {split}" for split, share in result["flagged"].items())
         case StageKind.EXITS:
+            return f"after layer {_listed(result['depths'])}" if result["depths"] else "none can be had"
+        case StageKind.SPEEDS:
             return _exits_kept(result)
         case StageKind.TEACH if metric not in result["metrics"]["valid"]:
             return "asked"  # `valid` has no query with both labels
@@ -174,5 +176,9 @@ def _exits_kept(result: Mapping[str, Any]) -> str:
         return "none pays"
     most = result["keeps"][0]
     time = next(point["time"] for point in result["speeds"]["valid"] if point["speed"] == most["speed"])
-    layers = ", ".join(str(one["depth"]) for one in result["exits"])
+    layers = _listed([one["depth"] for one in result["exits"]])
     return f"after layer {layers}: {100 * most['keep']:g} % kept in {100 * time:.0f} % of the time"
+
+
+def _listed(depths: Sequence[int]) -> str:
+    return ", ".join(map(str, depths))

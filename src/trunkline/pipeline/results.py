@@ -142,7 +142,7 @@ def _exits(assembly: Assembly, best: Entry, split: str) -> dict[str, Any] | None
     with the shares of its rows that left at each exit and that the head answered, and the calibration error of what
     they were answered; and the `curve` of all speeds. None where the task asks for none.
     """
-    finished = _finishing(assembly, best, StageKind.EXITS)
+    finished = _finishing(assembly, best, StageKind.SPEEDS)
     if finished is None:
         return None
     stage, found = finished
@@ -159,11 +159,8 @@ def _exits(assembly: Assembly, best: Entry, split: str) -> dict[str, Any] | None
         }
 
     def at_keep(place: int, one: Mapping[str, float]) -> dict[str, Any]:
-        shown: dict[str, Any] = {"keep": one["keep"], **came_to(one["speed"])}
-        for name, figures in (("left", "left"), ("calibration", "ece")):  # results of early versions do not say
-            if split in found.get(figures, {}):
-                shown[name] = found[figures][split][place]
-        return shown
+        left, calibration = found["left"][split][place], found["ece"][split][place]
+        return {"keep": one["keep"], **came_to(one["speed"]), "left": left, "calibration": calibration}
 
     calibration = _calibration(best.result["calibration"], split)
     full = {"keep": None, **came_to(0.0), "left": [0.0] * len(found["exits"]) + [1.0]} if at else None

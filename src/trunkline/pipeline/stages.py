@@ -7,7 +7,8 @@ never source text, comments or fields that it does not read. Knows hashes; which
             ├► teach                                   what a foreign teacher says of the train rows
             └► tune (L) ─► distill (L, l)              trunk states at the fork are a cache below these, no stage
                    │   └► pretrain (L, l) ─► distill   where a task asks for two stages
-                   └──────────┴─► scope ─► exits       of the candidate that is selected, where a task asks for them
+                   └──────────┴─► scope ─┐             of the candidate that is selected, where a task asks
+                              └─► exits ─┴► speeds
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class StageKind(StrEnum):
     SCOPE = "scope"
     """Find what tells texts that are unlike those of a finished branch."""
     EXITS = "exits"
-    """Give a finished branch exits, and find out what speeds come to."""
+    """Train exits wherever a finished branch may have them."""
+    SPEEDS = "speeds"
+    """Choose among them by measured time, and find out what speeds come to."""
 
 
 VERSIONS = {
@@ -53,11 +56,12 @@ VERSIONS = {
     StageKind.PRETRAIN: 1,
     StageKind.DISTILL: 3,
     StageKind.SCOPE: 1,
-    StageKind.EXITS: 4,
+    StageKind.EXITS: 5,
+    StageKind.SPEEDS: 1,
 }
 """Raised when a stage would give another result from the same fields."""
 
-FINISHING = (StageKind.SCOPE, StageKind.EXITS)
+FINISHING = (StageKind.SCOPE, StageKind.EXITS, StageKind.SPEEDS)
 """What a selected branch goes through, in this order, where its task asks for it."""
 
 
@@ -118,10 +122,11 @@ class Graph:
         The branch file of the last is the one that is merged.
         """
         found: list[Stage] = []
-        while stages := [stage for stage in self.finishing.values() if self.keys[stage.needs[-1]] == branch]:
-            [stage] = stages
-            found.append(stage)
-            branch = self.keys[stage.id]
+        reached = {branch}
+        for stage in self.finishing.values():
+            if not reached.isdisjoint(self.keys[need] for need in stage.needs):
+                found.append(stage)
+                reached.add(self.keys[stage.id])
         return found
 
     @property
