@@ -233,29 +233,57 @@ def test_load_raises_speeds_to_the_floor_and_no_further_and_its_end_ends_that(
     runner.run(run())
 
 
+async def hasty(service: Service, served: Served) -> Refusal:
+    """What becomes of a request without time behind a queue at which no more speed can be given."""
+    with served.held():
+        engine = asyncio.create_task(service.predict([HOLD], ["intent"]))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        waiting = [asyncio.create_task(service.predict(["no"], ["intent"])) for _ in range(60)]
+        await until(lambda: service.waiting == 60 - LIMITS.batch_rows)
+        assert service.level == 1
+        with pytest.raises(Refusal) as caught:
+            await service.predict(["no time"], ["intent"], deadline_ms=0.01)
+    await asyncio.gather(engine, *waiting)
+    return caught.value
+
+
 def test_the_pace_of_full_depth_refuses_nothing_that_more_speed_may_answer_in_time(
     served: Served, runner: asyncio.Runner
 ) -> None:
-    async def hasty(service: Service) -> Refusal:
-        """What becomes of a request without time behind a queue at which no more speed can be given."""
-        with served.held():
-            engine = asyncio.create_task(service.predict([HOLD], ["intent"]))
-            for _ in range(5):
-                await asyncio.sleep(0)
-            waiting = [asyncio.create_task(service.predict(["no"], ["intent"])) for _ in range(60)]
-            await until(lambda: service.waiting == 60 - LIMITS.batch_rows)
-            assert service.level == 1
-            with pytest.raises(Refusal) as caught:
-                await service.predict(["no time"], ["intent"], deadline_ms=0.01)
-        await asyncio.gather(engine, *waiting)
-        return caught.value
-
     async def run() -> None:
         service = Service(served.first, limits=LIMITS, loading=Faulty(gate=served.gate))
         await service.start()
         await service.predict(["no"] * LIMITS.batch_rows, ["intent"])  # tells the pace of full depth
-        assert isinstance(await hasty(service), DeadlineExceeded)  # it was let in
-        assert isinstance(await hasty(service), Overloaded)  # by what the first batches at the floor took
+        assert isinstance(await hasty(service, served), DeadlineExceeded)  # it was let in
+        assert isinstance(await hasty(service, served), Overloaded)  # by what the first batches at the floor took
+        await service.swap(served.second)
+        assert isinstance(await hasty(service, served), DeadlineExceeded)  # of this bundle nothing is known
+        await service.drain()
+
+    runner.run(run())
+
+
+def test_batches_that_were_settled_below_the_floor_do_not_tell_the_pace_there(
+    served: Served, runner: asyncio.Runner
+) -> None:
+    async def run() -> None:
+        service = Service(served.first, limits=LIMITS, loading=Faulty(gate=served.gate))
+        batches: list[Any] = []
+        service.subscribe(batches.append)
+        await service.start()
+        with served.held():
+            engine = asyncio.create_task(service.predict([HOLD], ["intent"]))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            large = asyncio.create_task(service.predict(["no"] * 2 * LIMITS.batch_rows, ["intent"]))
+            await until(lambda: service.waiting == LIMITS.batch_rows)
+            assert 0 < service.level < 1  # at which its second half will run, too
+            soon = asyncio.create_task(service.predict(["soon"], ["intent"], deadline_ms=2_000))
+            await asyncio.sleep(1.2)  # most of its time
+        await asyncio.gather(engine, large, soon)
+        assert [batch.rows for batch in batches if isinstance(batch, Batch)] == [1, 16, 16, 1]
+        assert isinstance(await hasty(service, served), DeadlineExceeded)
         await service.drain()
 
     runner.run(run())

@@ -41,8 +41,11 @@ class _Sent:
     served: Served
     tokens: int
     at: float
-    spare: bool
-    """Whether more speed could have been given."""
+
+    @property
+    def spare(self) -> bool:
+        """Whether more speed could have been given to some of its rows."""
+        return any(row.request.spare for row in self.rows)
 
 
 class Dispatcher:
@@ -63,7 +66,8 @@ class Dispatcher:
         self._sent: dict[int, _Sent] = {}
         self._pumping = False
         self._pace = Pace(limits)
-        self._fastest = Pace(limits)  # of batches at which no more speed could be given: all of them without a floor
+        # Of the live model's batches at which no more speed could be given: all of them without a floor.
+        self._fastest = Pace(limits)
         self._counted = 0.0  # until when the pace was measured
 
     async def start(self, folder: Path) -> None:
@@ -164,10 +168,10 @@ class Dispatcher:
             served, ticket = rows[0].request.served, next(self._tickets)
             served.users += 1
             tokens = sum(row.tokens for row in rows)
-            self._sent[ticket] = _Sent(rows, served, tokens, time.monotonic(), self.adaptive.spare)
+            self._sent[ticket] = _Sent(rows, served, tokens, time.monotonic())
             least = self.adaptive.least(served.model.tasks)
             for request in {row.request: None for row in rows}:
-                request.settle(least)
+                request.settle(least, spare=self.adaptive.spare)
             jobs = [Job(row.request.items[row.position], row.request.tasks, row.request.speeds or ()) for row in rows]
             link.run(Run(ticket, served.number, jobs))
 
@@ -182,7 +186,10 @@ class Dispatcher:
         """A batch is answered."""
         sent = self._sent.pop(done.ticket)
         now = time.monotonic()
-        for pace in (self._pace,) if sent.spare else (self._pace, self._fastest):
+        paces = [self._pace]
+        if sent.served is self.live and not sent.spare:
+            paces.append(self._fastest)
+        for pace in paces:
             pace.took(len(sent.rows), sent.tokens, now - max(sent.at, self._counted))
         self._counted = now
         requests = dict.fromkeys(row.request for row in sent.rows)
@@ -221,6 +228,8 @@ class Dispatcher:
 
     def _serve(self, load: Load, model: ModelInfo) -> Served:
         served = Served(load.number, load.folder, load.without, model)
+        if self.live is not None and self.live.model.bundle != model.bundle:
+            self._fastest = Pace(self._limits)
         self._want(load.folder, load.without)
         self.live = self._held[load.number] = served
         self.supervisor.serve(load.number)

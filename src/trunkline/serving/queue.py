@@ -41,8 +41,8 @@ class Request:
     """One request on its way; `answers` per input, None while there is none. Times from `time.monotonic()`.
 
     `dials` is what it asks of its tasks, empty where it asks for no speed; `speeds` are those above 0 that it runs at,
-    None until its first row is sent. `again` says that its batch was lost with a worker once; `began` is when the
-    engine took up its first row.
+    None until its first row is sent; `spare` says that they could have been higher. `again` says that its batch was
+    lost with a worker once; `began` is when the engine took up its first row.
     """
 
     served: Served
@@ -55,16 +55,19 @@ class Request:
     answers: list[dict[str, Answer | ItemError] | None]
     missing: int
     speeds: tuple[tuple[str, float], ...] | None = None
+    spare: bool = False
     work: Work = field(default_factory=Work)
     began: float | None = None
     again: bool = False
 
-    def settle(self, least: Mapping[str, float]) -> None:
+    def settle(self, least: Mapping[str, float], *, spare: bool) -> None:
         """Find the speed of each task, now that a batch with rows of it is sent: what was asked of the model that will
-        answer, and no less than `least`. All of its rows run at the same.
+        answer, and no less than `least`, which could be more where there is speed to `spare`. All of its rows run at
+        the same.
         """
         if self.speeds is not None:
             return
+        self.spare = spare
         asked = {name: dial.of(self.served.model.tasks[name].speeds) for name, dial in self.dials.items()}
         used = ((name, max(asked.get(name, 0.0), least.get(name, 0.0))) for name in self.tasks)
         self.speeds = tuple((name, speed) for name, speed in used if speed > 0)
