@@ -120,6 +120,17 @@ def test_a_second_run_fits_nothing_again_and_another_rate_refits_that_alone(left
     assert [stage.rsplit("/", 1)[1] for stage in run(left).stages] == ["scope", "speeds"]  # its exits are trained
 
 
+def test_a_scope_that_gc_freed_is_fitted_again_where_a_report_tells_of_it(left: Path) -> None:
+    write_task(left, "intent", **{**TASKS["intent"], "scope": {**SCOPE, "false_alarms": 0.3}})
+    Project.load(left).gc(keep=1)
+    write_task(left, "intent", **TASKS["intent"])
+    write_task(left, "tone", **{**TASKS["tone"], "scope": {**SCOPE, "false_alarms": 0.3}})
+    ran = [(stage.split("/")[0], stage.rsplit("/")[-1]) for stage in run(left).stages]
+    assert ran == [("intent", "scope"), ("tone", "scope")]
+    tasks = Project.load(left).report()["tasks"]
+    assert [tasks[name]["scope"]["asked"] for name in ("intent", "tone")] == [SCOPE["false_alarms"], 0.3]
+
+
 def test_projects_that_do_not_ask_keep_their_stages_and_their_bytes(left: Path) -> None:
     """A store from before there was any scope is used on as it is."""
     asking = Project.load(left).graph

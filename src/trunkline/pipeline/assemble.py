@@ -87,11 +87,13 @@ class Assembly:
         return self.graph.keys[stages[-1].id] if stages else None
 
     def finishing(self, branches: Iterable[str]) -> list[Stage]:
-        """What is to be done to finish the candidates of these keys, by what their tasks ask for: nothing of one whose
-        last stage is done, whatever became of those before.
+        """What it takes to finish the candidates of these keys, by what their tasks ask for. Where the last stage is
+        done, that is the scope alone, of which a report tells, whatever became of the others.
         """
         chains = map(self.graph.finishing_of, branches)
-        return [stage for chain in chains if not self._done(chain[-1:]) for stage in chain]
+        return [
+            stage for chain in chains for stage in chain if stage.kind is StageKind.SCOPE or not self._done(chain[-1:])
+        ]
 
     def _done(self, stages: Iterable[Stage]) -> bool:
         return all(self.graph.keys[stage.id] in self.store for stage in stages)
