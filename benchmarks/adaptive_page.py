@@ -60,8 +60,8 @@ def text(found: dict[str, Any], drawn: str | None) -> str:
         f"and at speed 0, {_requests(found)}, in {found['rounds']} rounds that begin with either in turn; given is the",
         "geometric mean of the medians of both sorts of rounds, tokenising included. Quality and layers are those of",
         "the whole reported split; exits, temperatures and the table from keep to speed come from `valid`, so that a",
-        "keep may fall short here. The last column is the time saved as a fraction of the layers saved, below 0 where it",
-        "took longer.",
+        "keep may fall short here. The last column is the time saved as a fraction of the layers saved, below 0 where",
+        "it took longer.",
     ]
     if any("time_by_round" in row for row in rows):
         lines += ["Brackets after a time are its least and most in a round."]
