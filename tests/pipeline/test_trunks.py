@@ -335,6 +335,36 @@ def test_a_release_that_fails_leaves_the_project_as_it_was(
     assert not Project.load(done).plan().merges
 
 
+def test_a_move_that_stops_after_the_release_is_a_move(
+    done: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = with_adapt(done, encoder)
+    project.run()
+    trunk = project.trunks.adapt("v2")
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trunkline.pipeline.results.make_report", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Project.load(done).trunks.use("v2", lambda _: True)
+    assert live_fingerprint(done) == trunk.fingerprint == Project.load(done).source.fingerprint
+    release = project.releases.live()
+    assert Project.load(done).run().release == release  # the report alone was missing
+
+
+def test_a_move_shows_a_task_that_would_leave_the_release(done: Path, encoder: Path) -> None:
+    project = with_adapt(done, encoder)
+    project.run()
+    project.trunks.adapt("v2")
+    (done / "tasks" / "slots.toml").unlink()
+    seen: list[Change] = []
+    Project.load(done).trunks.use("v2", lambda changes: bool(seen.extend(changes)))
+    assert [change.task for change in seen] == ["intent", "urgency", "slots"]
+    assert [change.after is None for change in seen] == [False, False, True]
+
+
 def test_edits_made_while_tasks_were_trained_are_never_lost(done: Path, encoder: Path) -> None:
     project = with_adapt(done, encoder)
     project.run()
@@ -369,8 +399,9 @@ def test_a_trunk_whose_files_are_not_what_was_adapted_is_refused(done: Path, enc
     other = Encoder.load(done / "trunks" / "v2")
     next(iter(other.parameters())).data.add_(1)
     other.save(done / "trunks" / "v2")
-    with pytest.raises(EncoderError, match="not what was adapted"):
-        Project.load(done).trunks.use("v2", lambda _: True)
+    for name in ("v2", "trunks/v2", "./trunks/v2", str((done / "trunks" / "v2").resolve())):
+        with pytest.raises(EncoderError, match="not what was adapted"):
+            Project.load(done).trunks.use(name, lambda _: True)
     shutil.rmtree(done / "trunks")
     with pytest.raises(EncoderError, match="no such folder"):  # and the hub is not asked
         resolve("trunks/v2", None, done)

@@ -5,6 +5,7 @@ Knows trunks/NAME and its trunk.json; nothing of how a trunk is made, or of stag
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,13 @@ def depth_of(root: Path, trunk: AdaptedTrunk) -> int | None:
 
 
 def encoder_named(root: Path, name: str) -> tuple[str, str | None]:
-    """What project.toml calls the encoder that a name stands for, and its revision: that of a folder in trunks/, or any
-    encoder, at the revision that was adapted here, if it was.
+    """What project.toml calls the encoder that a name stands for, and its revision: that of a folder in trunks/, by its
+    name or its path, or any encoder, at the revision that was adapted here, if it was.
     """
-    if TASK_NAME.fullmatch(name) and (root / TRUNKS / name / CONFIG).is_file():
-        return f"{TRUNKS}/{name}", None
+    trunks = Path(os.path.normpath(root / TRUNKS))
+    for folder in (Path(os.path.normpath(given / name)) for given in (trunks, root)):
+        if folder.parent == trunks and TASK_NAME.fullmatch(folder.name) and (folder / CONFIG).is_file():
+            return f"{TRUNKS}/{folder.name}", None
     return name, next((trunk.base_revision for trunk in adapted_trunks(root) if trunk.base == name), None)
 
 

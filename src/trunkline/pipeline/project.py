@@ -63,12 +63,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Change:
-    """What a release would change for a task: its metric on `valid` as it is live, None where it is not, and then."""
+    """What a release would change for a task: its metric on `valid` as it is live, None where it is not, and then, None
+    where the project has it no more and the release would not either.
+    """
 
     task: str
     metric: str
     before: float | None
-    after: float
+    after: float | None
 
 
 Agree = Callable[[Sequence[Change]], bool]
@@ -270,16 +272,17 @@ class Project:
         return release, report, len(steps)
 
     def _changes(self, assembly: Assembly, options: Options, choice: Choice) -> list[Change]:
-        live = assembly.live_selection()
+        selection, live = assembly.live_selection(), self.releases.live()
         changes = []
         for task, candidate in sorted(choice.candidates.items()):
             metric, before = assembly.metric(task), None
-            if live is not None and task in live.branch:
+            if selection is not None and task in selection.branch:
                 with suppress(StoreError):  # it is gone from the store, and only the comparison is lost
-                    before = self.store.get(live.branch[task]).result["metrics"]["valid"].get(metric)
+                    before = self.store.get(selection.branch[task]).result["metrics"]["valid"].get(metric)
             after = options.best[candidate.id].result["metrics"]["valid"][metric]
             changes.append(Change(task, metric, before, after))
-        return changes
+        gone = set() if live is None else set(live.tasks) - set(self.tasks)
+        return changes + [Change(task, "", None, None) for task in sorted(gone)]
 
     def _reported(self, release: Release, assembly: Assembly) -> bool:
         """Whether the last report is about this release: not after a rollback, nor where a kill came before it."""

@@ -123,8 +123,11 @@ def _changes(changes: Sequence[Change]) -> Table:
     """A row per task: its metric on valid, as it is live and as it would be."""
     made = table("task", "metric on valid", "> live", "> then", "> change")
     for change in changes:
-        before, moved = "-", "-"
-        if change.before is not None:
-            before, moved = f"{change.before:.4f}", f"{change.after - change.before:+.4f}"
-        made.add_row(*cells(change.task, change.metric, before, f"{change.after:.4f}", moved))
+        before, after = ("-" if value is None else f"{value:.4f}" for value in (change.before, change.after))
+        moved = "-"
+        if change.after is None:
+            moved = "leaves the release: the project has it no more"
+        elif change.before is not None:
+            moved = f"{change.after - change.before:+.4f}"
+        made.add_row(*cells(change.task, change.metric, before, after, moved))
     return made

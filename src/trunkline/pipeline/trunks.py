@@ -99,10 +99,10 @@ class Trunks:
         """Move the project to `trunks/NAME`, or to any encoder that project.toml could name, at `revision`.
 
         Everything is trained and chosen over it first. `agree` then sees what changes for each task on `valid`: if it
-        says yes, project.toml names the trunk and the release goes live with all tasks; if no, or where the release
-        fails, the project stays as it was, and what was trained is kept. A kill between the two leaves project.toml
-        naming the trunk; the next run releases. Raises EncoderError for no such encoder, UsageError where project.toml
-        was changed meanwhile or must be edited by hand.
+        says yes, project.toml names the trunk and the release goes live with all tasks; if no, or where that fails
+        before the release is live, the project stays as it was, and what was trained is kept. A kill between the two
+        leaves project.toml naming the trunk; the next run releases. Raises EncoderError for no such encoder, UsageError
+        where project.toml was changed meanwhile or must be edited by hand.
         """
         show = show or Silent()
         project = self.project
@@ -112,8 +112,9 @@ class Trunks:
         with_encoder(path.read_bytes(), encoder, revision)  # better now than when all is trained
         settings = project.files.settings.model_copy(update={"encoder": encoder, "revision": revision})
         moved = project.over(replace(project.files, settings=settings))
-        if encoder != name:
-            self._check(name, moved, show)
+        if (ours := encoder.removeprefix(f"{TRUNKS}/")) != encoder:
+            self._check(ours, moved, show)
+        live = project.releases.live()
         before: bytes | None = None  # of project.toml, once it is written
 
         def decide(changes: Sequence[Change]) -> bool:
@@ -133,7 +134,7 @@ class Trunks:
         try:
             result = moved.run(reselect=True, show=show, agree=decide)
         except BaseException:
-            if before is not None:
+            if before is not None and project.releases.live() == live:
                 write_bytes(path, before)
             raise
         return result if before is not None else None
