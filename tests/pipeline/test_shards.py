@@ -145,6 +145,15 @@ def test_a_source_that_changes_while_shards_are_made_stops_the_job(tmp_path: Pat
     assert contents(job.folder) == {}
 
 
+def test_ids_are_those_of_the_source_and_a_row_without_one_takes_none_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b", "c", "d"], "id": [3.0, 2.0, None, 0.0]}), path)
+    finish(cut(tmp_path / "out", [str(path)], {}), Lengths)
+    assert [row["id"] for row in rows_of(tmp_path / "out")] == ["3", "2", "row 2", "0"]
+    with pytest.raises(ProjectError, match=r'no such column\n.*"key"\n.*name it with --id'):
+        cut(tmp_path / "other", [str(path)], {}, columns=Columns(id="key"))
+
+
 def test_sources_that_cannot_be_read_are_said_all_at_once(tmp_path: Path) -> None:
     write_rows(tmp_path / "x.jsonl", 3)
     (tmp_path / "bad.parquet").write_bytes(b"PAR0")
@@ -205,6 +214,10 @@ def test_a_folder_of_shards_is_a_file_teacher_that_says_what_the_model_says(
     kind = Kind(SORTS[task]["kind"])
     for one, other in zip(read, asked, strict=True):
         assert probabilities(kind, one) == pytest.approx(probabilities(kind, other), abs=1e-5)
+    shard = min((root / "soft").glob("shard-*"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    with pytest.raises(ProjectError, match=f"{shard.name}: is damaged"):
+        soft_labels(project.files, task, workshop.data(task))
 
 
 def test_own_models_teach_too_and_what_is_none_is_refused(tmp_path: Path, done: Path) -> None:
@@ -222,6 +235,8 @@ def test_own_models_teach_too_and_what_is_none_is_refused(tmp_path: Path, done: 
         answer = project.bundle().predict([text])[0]["intent"]
         assert answer.label == ("alarm", "music", "weather")[max(range(3), key=logits.__getitem__)]  # type: ignore[union-attr]
     assert len({str(found) for found in contents_of.values()}) == 3
+    write_task(done, "intent", **SORTS["intent"], distill={"teachers": ["self", "file:soft/large"]})
+    teacher_work(Project.load(done), "intent", "full", threads=1, show=Heard())  # which is to fill that folder
     for name in ("self", "file:soft.jsonl", "tune:7", "tune:1/joint", "nobody"):
         with pytest.raises(UsageError):
             teacher_work(project, "intent", name, threads=1, show=Heard())

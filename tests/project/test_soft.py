@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,21 @@ def test_one_text_in_two_ways_of_words_needs_ids(root: Path) -> None:
     write(root, [*rows, one])
     with pytest.raises(ProjectError, match="train rows without soft labels"):
         soft_labels(load_files(root), "slots", data)
+
+
+@pytest.mark.parametrize(("shares", "taken"), [((0.05,), False), ((0.91,), True), ((0.95, 0.95), False)])
+def test_many_labels_are_no_excuse_for_what_is_no_distribution(
+    root: Path, shares: tuple[float, ...], taken: bool
+) -> None:
+    data = data_of(root, "intent")
+    data = replace(data, labels=(*data.labels, *(f"l{number}" for number in range(200))))
+    said = dict.fromkeys(data.labels, 0.0) | dict(zip(data.labels, shares, strict=False))
+    write(root, [{"text": text, "probabilities": said, "error": ""} for text in dict.fromkeys(data.fit.texts)])
+    if taken:
+        assert len(soft_labels(load_files(root), "intent", data)[0]) == len(data.train)
+        return
+    with pytest.raises(ProjectError, match="do not add up to 1"):
+        soft_labels(load_files(root), "intent", data)
 
 
 def test_many_rounded_labels_maps_and_decimals_are_taken(root: Path) -> None:

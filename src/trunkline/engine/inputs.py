@@ -159,6 +159,8 @@ def _object(line: str, number: int, columns: Columns) -> Row:
 
 def _row(row: dict[str, Any], where: str, columns: Columns) -> Row:
     named = row.get(columns.id)
+    if isinstance(named, float) and named.is_integer():
+        named = int(named)  # tables with empty cells store whole numbers as 1.0
     id = str(named) if isinstance(named, str | int) and not isinstance(named, bool) else None
     if row.get(columns.text) is None:
         return Row(id, ItemError(f"{where}: no {columns.text}"))

@@ -16,11 +16,12 @@ import numpy as np
 
 from trunkline.errors import Problem, StoreError
 from trunkline.model.source import hash_files
-from trunkline.pipeline.shards import FORMAT, JOB, found_shards, named_by
+from trunkline.pipeline.shards import FORMAT, JOB, found_shards
 from trunkline.pipeline.store import key_of
 from trunkline.project.config import TaskSettings
 from trunkline.project.data import TaskData
 from trunkline.project.explain import quoted, show
+from trunkline.project.readers import named_by
 from trunkline.project.rows import input_keys
 from trunkline.project.tasks import Kind, split_words
 

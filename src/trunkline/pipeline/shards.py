@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -33,6 +32,7 @@ from trunkline.errors import Problem, ProjectError, StoreError, UsageError
 from trunkline.pipeline.sources import Source, find_sources, stamp
 from trunkline.pipeline.store import key_of
 from trunkline.project.explain import show
+from trunkline.project.readers import SHARD_DIGITS, SHARD_NAME, named_by
 
 if TYPE_CHECKING:
     import pyarrow
@@ -43,9 +43,6 @@ FORMAT = 1
 _LOCK = ".lock"
 _CLAIMS = ".claims"
 _KEY = b"trunkline"
-_DIGITS = 16
-"""Of the 64 of a sha256, in the name of a shard."""
-_NAME = re.compile(rf"shard-(?P<number>\d{{5,}})-(?P<sha256>[0-9a-f]{{{_DIGITS}}})\.parquet")
 _BEGINNING = 3600.0
 """Seconds to wait for another process that begins: it may have many shards to verify."""
 _WAITING = 0.2
@@ -128,7 +125,7 @@ class Job:
 
     def _check(self) -> None:
         names = {path.name for path in self.folder.iterdir() if not path.name.startswith(".")}
-        strange = sorted(name for name in names if name.endswith(".parquet") and not _NAME.fullmatch(name))
+        strange = sorted(name for name in names if name.endswith(".parquet") and not SHARD_NAME.fullmatch(name))
         if JOB not in names:
             if names:
                 raise UsageError(f"{self.folder} holds {min(names)}, but no {JOB}: name a new folder, or an empty one")
@@ -211,7 +208,7 @@ class Job:
         rows = self._read(shard)
         scored = scorer([row.item for row in rows], moved)
         data = _parquet(self._table(shard, rows, scored))
-        digest = hashlib.sha256(data).hexdigest()[:_DIGITS]
+        digest = hashlib.sha256(data).hexdigest()[:SHARD_DIGITS]
         write_bytes(self.folder / f"shard-{shard.number:05d}-{digest}.parquet", data)
         return Made(shard.number, shard.rows, time.monotonic() - started)
 
@@ -222,13 +219,17 @@ class Job:
         return rows
 
     def _table(self, shard: Shard, rows: Sequence[Row], scored: Scored) -> pyarrow.Table:
-        """The rows with what is said of them. A row without an id gets its place among all rows of the job."""
+        """The rows with what is said of them. A row without an id gets its place among all rows of the job, told from
+        ids where the shard has some.
+        """
         import pyarrow
 
         first = sum(one.rows for one in self.shards[: shard.number])
+        place = "{}" if all(row.id is None for row in rows) else "row {}"
+        ids = (place.format(number) if row.id is None else row.id for number, row in enumerate(rows, first))
         items = [row.item if isinstance(row.item, Input) else None for row in rows]
         told = {
-            "id": [_unicode(str(first + place) if row.id is None else row.id) for place, row in enumerate(rows)],
+            "id": [_unicode(id) for id in ids],
             "text": [None if item is None else _unicode(item.text) for item in items],
             "text_pair": [None if item is None else _unicode(item.text_pair) for item in items],
         }
@@ -294,14 +295,9 @@ def found_shards(folder: Path) -> dict[int, list[Path]]:
     """Files of shards in a folder, by number, as their names have it; nothing where there is no folder."""
     files: dict[int, list[Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if match := _NAME.fullmatch(path.name):
+        if match := SHARD_NAME.fullmatch(path.name):
             files.setdefault(int(match["number"]), []).append(path)
     return files
-
-
-def named_by(path: Path, sha256: str) -> bool:
-    """Whether a shard's name says that its bytes have this hash: a damaged one's does not."""
-    return path.stem.endswith(sha256[:_DIGITS])
 
 
 def begun_work(folder: Path) -> dict[str, Any]:

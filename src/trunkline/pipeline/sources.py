@@ -6,7 +6,7 @@ Knows files and rows; nothing of what is done with them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +41,8 @@ def find_sources(named: Iterable[str], folder: Path, columns: Columns, *, every:
         try:
             seen = stamp(path)
             next(read_rows(path, columns), None)
-            problems += _no_columns(path, [columns.text, columns.text_pair] if pairs else [columns.text])
+            wanted = {columns.text: "--text", **({columns.text_pair: "--text-pair"} if pairs else {})}
+            problems += _no_columns(path, wanted | ({} if columns.id == Columns.id else {columns.id: "--id"}))
             rows, starts = marks(path, every)
             sources.append(Source(path.resolve(), _sha256(path), seen, rows, tuple(starts)))
         except UsageError as error:
@@ -75,12 +76,15 @@ def _files(named: Iterable[str], folder: Path, problems: list[Problem]) -> list[
     return list(found)
 
 
-def _no_columns(path: Path, wanted: Sequence[str]) -> list[Problem]:
-    """Columns that a file does not have, by its header or first object; a first line that is broken says nothing."""
+def _no_columns(path: Path, wanted: Mapping[str, str]) -> list[Problem]:
+    """Columns that a file does not have, by its header or first object; a first line that is broken says nothing.
+    `wanted` has the option that names each.
+    """
     names = peek_columns(path.parent, path.name, ",")
-    allowed = f"one of {quoted(names)}: name it with --text or --text-pair"
     return [
-        Problem(str(path), "", "no such column", show(name), allowed) for name in wanted if names and name not in names
+        Problem(str(path), "", "no such column", show(name), f"one of {quoted(names)}: name it with {option}")
+        for name, option in wanted.items()
+        if names and name not in names
     ]
 
 

@@ -13,7 +13,7 @@ from trunkline.pipeline.foreign import ForeignTeacher, fit, foreign_teacher, rel
 from trunkline.pipeline.scoring import TeacherWork
 from trunkline.pipeline.stages import StageKind
 from trunkline.pipeline.ways import full_stem
-from trunkline.project.teachers import TEACHER_FORM, Own, foreign, own
+from trunkline.project.teachers import MODEL_FORM, Own, foreign, own, soft_file
 
 if TYPE_CHECKING:
     from trunkline.pipeline.progress import Show
@@ -42,10 +42,11 @@ def teacher_work(project: Project, task: str, name: str, *, threads: int, show: 
 
 
 def _without_shards(project: Project, task: str) -> Project:
-    """The project as if the task had no first stage: folders that its file names for it may be those to be filled."""
+    """The project as if the task learned from no shards: folders that its file names may be those to be filled."""
     settings = project.task(task)
     first = settings.pretrain.model_copy(update={"shards": []})
-    students = settings.distill.model_copy(update={"init": ["teacher"]})
+    teachers = [name for name in settings.distill.teachers if soft_file(name) is None]
+    students = settings.distill.model_copy(update={"init": ["teacher"], "teachers": teachers or ["self"]})
     alone = settings.model_copy(update={"pretrain": first, "distill": students})
     return project.over(replace(project.files, tasks={**project.files.tasks, task: alone}))
 
@@ -60,7 +61,7 @@ def _teacher(project: Project, task: str, name: str, show: Show) -> ForeignTeach
         return foreign_teacher(project.root, name, asked, project.store.hashes)
     if (mine := own(name)) is not None and (mine.full or mine.layers is not None):
         return _own(project, task, name, mine, show)
-    raise UsageError(f"'{name}' is no model that could be asked. One is \"{RELEASE}\", or of these: {TEACHER_FORM}")
+    raise UsageError(f"'{name}' is no model that could be asked. One is \"{RELEASE}\", or of these: {MODEL_FORM}")
 
 
 def _own(project: Project, task: str, name: str, asked: Own, show: Show) -> ForeignTeacher:

@@ -6,8 +6,10 @@ Knows encodings and file formats. Does not know what a column means, and takes e
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,9 @@ from trunkline.project.hub import HubError, HubSet, read_set
 EXTENSIONS = (".jsonl", ".csv", ".tsv", ".parquet")
 SHOWN = 10
 """Lines shown of one kind of problem in one file."""
+SHARD_DIGITS = 16
+"""Of the 64 of a sha256, in the name of a shard."""
+SHARD_NAME = re.compile(rf"shard-(?P<number>\d{{5,}})-(?P<sha256>[0-9a-f]{{{SHARD_DIGITS}}})\.parquet")
 
 
 @dataclass
@@ -105,15 +110,22 @@ def read_table(root: Path, source: str, where: tuple[str, str], separator: str) 
     return _csv(text, source, path.stem, separator if path.suffix.lower() == ".csv" else "\t")
 
 
+def named_by(path: Path, sha256: str) -> bool:
+    """Whether a shard's name says that its bytes have this hash: a damaged one's does not."""
+    return path.stem.endswith(sha256[:SHARD_DIGITS])
+
+
 def shard_files(folder: Path) -> list[Path]:
     """The parquet files of a folder of shards, in order of their names."""
     return [path for path in sorted(folder.glob("*.parquet")) if not path.name.startswith(".")]
 
 
 def read_shards(root: Path, source: str, where: tuple[str, str]) -> Table | list[Problem]:
-    """All rows of a folder of shards as one table; lines count through."""
+    """All rows of a folder of shards as one table; lines count through. Of files that are called as `trunkline teach`
+    calls them the bytes are verified.
+    """
     files = shard_files(root / source)
-    tables = [_parquet(path, str(path.relative_to(root))) for path in files]
+    tables = [_shard(path, str(path.relative_to(root))) for path in files]
     if problems := [problem for table in tables if isinstance(table, list) for problem in table]:
         return problems
     if not files:
@@ -121,6 +133,15 @@ def read_shards(root: Path, source: str, where: tuple[str, str]) -> Table | list
     rows = [row for table in tables if isinstance(table, Table) for row in table.rows]
     columns = tuple(dict.fromkeys(name for table in tables if isinstance(table, Table) for name in table.columns))
     return Table(source, (root / source).name, columns, rows, list(range(1, len(rows) + 1)), unit="row")
+
+
+def _shard(path: Path, source: str) -> Table | list[Problem]:
+    if SHARD_NAME.fullmatch(path.name):
+        with path.open("rb") as file:
+            if not named_by(path, hashlib.file_digest(file, "sha256").hexdigest()):
+                mend = "the shard as it was made: the same `trunkline teach` again makes what is damaged anew"
+                return [Problem(source, "", "is damaged", "bytes that its name does not tell of", mend)]
+    return _parquet(path, source)
 
 
 def read_texts(root: Path, source: str, where: tuple[str, str]) -> tuple[list[str], list[Problem]]:

@@ -35,8 +35,9 @@ from trunkline.project.tasks import Kind, probabilities
 VALUES = ("probabilities", "logits", "score")
 LEAST = 1e-6
 """Probabilities are taken as at least this and at most one less it: no teacher is that sure."""
-LOOSE, PER_LABEL = 0.02, 0.005
-"""How far probabilities that exclude each other may be from a sum of 1, in all and a label: some were rounded."""
+LOOSE, PER_LABEL, LOOSEST = 0.02, 0.005, 0.1
+"""How far probabilities that exclude each other may be from a sum of 1: at least, by label, and at most. Some were
+rounded."""
 APART = 0.5
 """Two rows about one text contradict each other where a probability differs by more than this."""
 SHOWN = 5
@@ -122,7 +123,7 @@ class _Soft:
         said: dict[Key, list[Row]] = {}
         strange = 0
         for line, row in zip(self.table.lines, self.table.rows, strict=True):
-            if row.get("error") is not None:
+            if row.get("error"):
                 continue  # a row of a shard that its teacher could not read
             named = self._key(row, line)
             if named is None:
@@ -239,8 +240,8 @@ class _Soft:
         if self.kind is Kind.MULTILABEL:
             return self._logits(values)
         total = float(values.sum())
-        if abs(total - 1) > max(LOOSE, PER_LABEL * len(labels)) or not total:
-            self.faults.add("probabilities do not add up to 1", line, f"{total:.4g}", "1")
+        if abs(total - 1) > min(max(LOOSE, PER_LABEL * len(labels)), LOOSEST):
+            self.faults.add("probabilities do not add up to 1", line, f"{total:.4g}", "1, or logits")
             return None
         return self._logits(values / total)
 

@@ -15,10 +15,11 @@ FILE = "file:"
 """What stands before the path of a file of soft labels."""
 PATH = "path:"
 """What stands before the folder of a fine-tuned classifier."""
-TEACHER_FORM = (
-    '"self", "full", "full:TRUNK", "tune:L" or "tune:L/READING" (joint, separate), each also with "@SEED"; "file:", '
-    '"path:" and a path from the project\'s folder; "hub:owner/name[@revision]"; "project:FOLDER#TASK"'
+MODEL_FORM = (
+    '"full", "full:TRUNK", "tune:L" or "tune:L/READING" (joint, separate), each also with "@SEED"; "path:" and a path '
+    'from the project\'s folder; "hub:owner/name[@revision]"; "project:FOLDER#TASK"'
 )
+TEACHER_FORM = f'"self", also with "@SEED"; {MODEL_FORM}; "file:" and a path from the project\'s folder'
 
 _OWN = re.compile(
     r"(?P<who>self|full(?::(?P<trunk>[^@\0]*[^@\0\s]))?"
