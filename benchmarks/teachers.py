@@ -1,11 +1,11 @@
 """What several teachers make of a small student: `python benchmarks/teachers.py DATA_FOLDER --work FOLDER`.
 
-Six tasks over pairs, at most 10,000 train rows each, over the packaged trunk as published, which is adapted to none of
+Six tasks over pairs, at most 4,000 train rows each, over the packaged trunk as published, which is adapted to none of
 them. Three teachers differ in how they were trained, in their layers, seeds and readings: `self`, all layers tuned,
 reading jointly, of the student's own seed; `full@14`, full fine-tuning; `tune:3/separate@15`, the top three layers,
 reading the texts of a pair apart. The student has the bottom three of the layers of `self` over the embeddings. It
 learns from the labels alone, from the teacher that is best on `valid` too, from the mean of all, and on heads; the
-last also after a first stage on 20,000 pairs without labels. These are queries and passages of the task's own train
+last also after a first stage on 10,000 pairs without labels. These are queries and passages of the task's own train
 rows, recombined, as the three teachers of the first seed answer them.
 
 Quality is the task's metric on the reported split through the engine that serves; the ensemble is the mean of the
@@ -59,8 +59,8 @@ from trunkline.project.rows import Rows
 from trunkline.project.tasks import Kind, probabilities
 
 TASKS = ("wikiqa", "trecqa", "boolq", "snli", "qnli", "rte")
-ROWS = 10_000
-PAIRS = 20_000
+ROWS = 4_000
+PAIRS = 10_000
 SEEDS = (13, 14, 15)
 OWN, APART = 3, 3
 """Layers of a student, and of the teacher that reads texts apart."""
@@ -217,6 +217,7 @@ def model_of(workshop: Workshop, stage: Stage) -> Model:
     if full := stage.kind is StageKind.FULL:
         trunk = Trunk(Encoder.load(entry.folder / ENCODER), trunk.fingerprint)
     branch = load_branch(entry.folder / BRANCH, trunk.encoder)
+    branch.spec = with_values(branch.spec, temperature=entry.result["calibration"]["temperature"])  # full ones have none
     valid = entry.result["metrics"]["valid"][workshop.files.tasks[stage.task].primary_metric]
     return Model(stage.id, with_last_layer(branch, trunk.encoder) if full else branch, trunk, valid)
 
