@@ -217,7 +217,8 @@ def model_of(workshop: Workshop, stage: Stage) -> Model:
     if full := stage.kind is StageKind.FULL:
         trunk = Trunk(Encoder.load(entry.folder / ENCODER), trunk.fingerprint)
     branch = load_branch(entry.folder / BRANCH, trunk.encoder)
-    branch.spec = with_values(branch.spec, temperature=entry.result["calibration"]["temperature"])  # full ones have none
+    temperature = entry.result["calibration"]["temperature"]  # which a full model's file does not have
+    branch.spec = with_values(branch.spec, temperature=temperature)
     valid = entry.result["metrics"]["valid"][workshop.files.tasks[stage.task].primary_metric]
     return Model(stage.id, with_last_layer(branch, trunk.encoder) if full else branch, trunk, valid)
 
