@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trunkline.atomic import publish_folder, scratch_folder
 from trunkline.errors import Problem, ProjectError, TrunklineError
 from trunkline.machine import machine
 from trunkline.model.source import Source
@@ -421,7 +422,17 @@ class Workshop:
         return load_branch(self._entry(id).folder / BRANCH, encoder or self.trunk.encoder).to(self.device)
 
     def taught(self, id: str, *, held_out: bool = False) -> Logits:
-        """Logits of a model of the task's own for the train rows, or for those of `valid`."""
+        """Logits of a model of the task's own for the train rows, or for those of `valid`. They are kept beside the
+        trunk states: each of its students asks for them.
+        """
+        kept = self.store.states / f"said-{self.graph.keys[id]}{'-valid' if held_out else ''}"
+        if not kept.exists():
+            scratch = scratch_folder(kept)
+            save_logits(self._asked(id, held_out=held_out), scratch / LOGITS)
+            publish_folder(scratch, kept)
+        return load_logits(kept / LOGITS)
+
+    def _asked(self, id: str, *, held_out: bool) -> Logits:
         from trunkline.model.encoders import Encoder
         from trunkline.training.candidates import fit_logits
 

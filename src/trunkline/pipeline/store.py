@@ -6,7 +6,7 @@ Knows keys, folders and bytes. Does not know what a stage does.
       lock                        held by whoever writes
       stages/<key>/stage.json     fields, inputs, result; artifacts lie beside it
       work/<key>/                 checkpoints of an unfinished stage
-      states/                     trunk states (a cache, see training/states.py)
+      states/                     a cache of trunk states (training/states.py) and of what teachers said of train rows
       trunks/<fingerprint>/       trunks that bundles link to
       bundles/<id>/  releases.json
       selections/<id>.json        what was selected for a bundle
