@@ -146,11 +146,12 @@ def main() -> None:
         return {**bench.about(trial.task), "recipe": asdict(LEVERS[trial.lever])}
 
     rows = run_all(trials, options.work / "levers.jsonl", run, lambda line: print(line, flush=True), about)
-    asked = "" if set(options.tasks) == set(TASKS) else f" --tasks {' '.join(options.tasks)}"
-    found["command"] = f"python benchmarks/levers.py DATA_FOLDER --work FOLDER{asked}"
+    found["command"] = "python benchmarks/levers.py DATA_FOLDER --work FOLDER, and again with --encoder TRUNK"
     found["machine"] = machine()
     found["train_rows"] = ROWS
-    found["trunks"]["adapted" if options.encoder else "published"] = rows
+    side, done = "adapted" if options.encoder else "published", {(row["task"], row["lever"]) for row in rows}
+    others = [row for row in found["trunks"].get(side, ()) if (row["task"], row["lever"]) not in done]
+    found["trunks"][side] = [*others, *rows]
     write_json(options.out, found)
     write_page(options.out, options.page)
 

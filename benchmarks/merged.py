@@ -102,6 +102,8 @@ def main() -> None:
     write_page = page_writer(chosen.result, chosen.page, lambda found, _: page(found, out.name))
     prepare(options, chosen)
     found: dict[str, Any] = json.loads(out.read_text()) if options.more else {}
+    if not all("id" in task for task in found.get("tasks", {}).values()):
+        parser.error(f"{out} is of before --more: measure it anew")
     for seed in options.seeds:
         project = Project.load(options.work)
         project = project.over(replace(project.files, settings=with_values(project.files.settings, seed=seed)))

@@ -43,6 +43,7 @@ SCRIPTS = (
     "cells",
     "command_line",
     "engine_page",
+    "exits_profile",
     "floor",
     "full_models",
     "kept",
@@ -546,7 +547,7 @@ def test_a_task_that_was_left_out_is_compared_over_three_trunks(
     monkeypatch.setattr(sys, "argv", [*line, "--page", str(page)])
     script.main()
     trials = json.loads(out.read_text())["trials"]
-    assert len(trials) == 3 * 2 * 2
+    assert len(trials) == 3 * 2
     assert sorted(path.name for path in (pairs / "trunks").iterdir()) == ["all", "without-cola", "without-mrpc"]
     assert "| mrpc | 5 | " in page.read_text()
 
@@ -567,7 +568,7 @@ def test_what_exits_save_is_measured_alone_and_merged(
     monkeypatch.setattr(script, "FEWER", (1,))
     monkeypatch.setattr(script, "SEEDS", (13, 14))
     monkeypatch.setattr(script, "TIMED", {32: 1, 1: 2})
-    monkeypatch.setattr(script, "ROUNDS", 1)
+    monkeypatch.setattr(script, "ROUNDS", 2)
     out, page = tmp_path / "out.json", tmp_path / "page.md"
     line = ["adaptive.py", str(tmp_path), "--work", str(tmp_path), "--tasks", *tasks, "--out", str(out)]
     monkeypatch.setattr(sys, "argv", [*line, "--page", str(page)])
@@ -595,6 +596,30 @@ def test_what_exits_save_is_measured_alone_and_merged(
     assert [row for row in after if row not in new] == [
         row for row in rows if (row["setting"], row["task"]) != ("single", "agnews")
     ]
+
+
+def test_where_time_goes_that_exits_do_not_save(
+    scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("trunkline.engine.runtime", reason="OpenVINO is an extra", exc_type=ImportError)
+    script, whole = scripts["exits_profile"], scripts["adaptive"]
+    write_project(tmp_path / "merged", {"agnews": {"kind": "classification"}})
+    usual = {"epochs": 1.0, "min_steps": 20, "batch_size": 8}
+    monkeypatch.setattr(whole, "ExitSettings", partial(whole.ExitSettings, **usual))
+    monkeypatch.setattr(whole, "write_project", lambda *_: None)
+    monkeypatch.setattr(script, "TIMED", {32: 1, 1: 2})
+    monkeypatch.setattr(script, "ROUNDS", 2)
+    out = tmp_path / "out.json"
+    line = ["exits_profile.py", str(tmp_path), "--work", str(tmp_path), "--setting", "merged", "--tasks", "agnews"]
+    monkeypatch.setattr(sys, "argv", [*line, "--out", str(out)])
+    script.main()
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["task"], row["batch"]) for row in rows] == [("agnews", 32), ("agnews", 1)]
+    for row in rows:
+        assert 0 < row["layers"] <= 1
+        assert row["full"]["layers"] < row["full"]["all"]
+        assert row["full"]["exits"] == 0
+    assert "| merged | agnews | " in out.with_suffix(".md").read_text()
 
 
 def test_what_a_floor_is_good_for_is_measured_once_with_it_and_once_without(
