@@ -327,6 +327,15 @@ def test_teachers_stand_beside_their_students_with_what_it_costs_to_leave_one_ou
     assert not other.all("table", "teachers")
 
 
+def test_teachers_that_are_all_measured_take_together_what_they_take_one_by_one(make_report: Any) -> None:
+    report = make_report(1)
+    report["tasks"]["intent"]["teaching"] = teaching = taught()
+    teaching["teachers"][1]["ms"] = 40.0
+    page = parse(render(report))
+    rows = {row[0]: row[1:] for row in cells(table(article(page, "intent"), "teachers"))[1:]}
+    assert rows["all teachers together"] == ["", "0.925", "–", "80.0\u00a0ms", "400", ""]
+
+
 def test_teachers_of_which_little_is_known_do_no_harm(make_report: Any) -> None:
     report = make_report(1)
     report["tasks"]["intent"]["teaching"] = {"teachers": [{"teacher": "file:x"}, {}], "students": [{}], "all": None}

@@ -43,8 +43,9 @@ def _table(content: Content, task: Task, found: Teaching) -> str:
         for one in found.teachers
     ]
     if len(found.teachers) > 1:
-        missing = [wording.MISSING] * 3
-        rows.append(Row(["all teachers together", "", wording.number(found.ensemble), *missing, ""], css="main"))
+        ms = found.ensemble_ms
+        figures = [wording.number(found.ensemble), wording.MISSING, wording.milliseconds(ms), _per_second(content, ms)]
+        rows.append(Row(["all teachers together", "", *figures, ""], css="main"))
     rows += [
         Row(
             [
@@ -83,7 +84,11 @@ def _chart(task: Task, found: Teaching, index: int) -> str:
         title = f"{one.name}: {wording.number(one.valid)} in {wording.milliseconds(one.ms)}"
         points.append(Point(one.ms, one.valid, title, "depth", shape="square", label=one.name))
     if found.ensemble is not None and len(found.teachers) > 1:
-        lines.append(Line(found.ensemble, ("together", wording.number(found.ensemble)), "full"))
+        if (ms := found.ensemble_ms) is None:
+            lines.append(Line(found.ensemble, ("together", wording.number(found.ensemble)), "full"))
+        else:
+            title = f"all teachers together: {wording.number(found.ensemble)} in {wording.milliseconds(ms)}"
+            points.append(Point(ms, found.ensemble, title, "depth", shape="square", label="together"))
     for student in reversed(found.students):  # those of all last, where nothing covers them
         if student.valid is None or student.ms is None:
             continue

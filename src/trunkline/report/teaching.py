@@ -62,6 +62,13 @@ class Teaching:
     students: tuple[Students, ...]
 
     @property
+    def ensemble_ms(self) -> float | None:
+        """The time in ms of all of `everyone`, one after the other; None where that of one is not known."""
+        of = {one.name: one.ms for one in self.teachers}
+        times = [ms for name in self.everyone if (ms := of.get(name)) is not None]
+        return sum(times) if times and len(times) == len(self.everyone) else None
+
+    @property
     def left_out(self) -> dict[str, Change]:
         """What it changes to leave a teacher out, by teacher, where that was tried and there were several."""
         found = {}
