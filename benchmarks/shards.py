@@ -5,12 +5,12 @@ nothing made twice and nothing lost.
 
 Pairs are made by recombining queries and passages of the train splits of question answering sets, so that no text that
 is reported on is among them. `trunkline teach` has them scored by the full model of one of these sets, and a stage of
-its project has a student of two layers learn from the shards. Each runs in a process of its own; the resident memory of
+its project has a student of one layer learn from the shards. Each runs in a process of its own; the resident memory of
 all that it starts is added up several times a second. It is killed a random time after it got to some random place, and
 begun again. What was there must stay: shards the same files, evaluations of the student the same numbers. What a kill
-interrupts is done anew: the shard that each process had in hand, or what was learned since the last checkpoint.
-Training the teacher is not part of what is measured. Exit code 1 if anything was lost or made again, 2 where the work
-folder holds shards already.
+interrupts is done anew: the shard that each process had in hand, or what was learned since the last checkpoint; the
+result says how many rows that may have been. Training the teacher is not part of what is measured. Should this script
+itself be stopped, the same command goes on: that counts as a kill more. Exit code 1 if anything was lost or made again.
 
 Result: benchmarks/results/shards.json.
 """
@@ -23,7 +23,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,10 @@ from trunkline.pipeline.stages import Stage, StageKind
 from trunkline.pipeline.teach import teacher_work
 from trunkline.training.pretrain import EVALUATIONS
 
-SETS = ("wikiqa", "trecqa", "boolq")
+SETS = ("wikiqa", "trecqa")
 TASK = "wikiqa"
 TEACHER = "full"
-DEPTH, LAYERS = 6, 2
+DEPTH, LAYERS = 6, 1
 """Layers of the trunk, which all are tuned, and of the student that starts from them."""
 LEARN = "import sys; from trunkline.pipeline.project import Project; Project.load(sys.argv[1]).train([sys.argv[2]])"
 PAUSE = 0.25
@@ -52,6 +52,8 @@ PAUSE = 0.25
 MOST_DELAY = 20.0
 """Seconds, at most, between a place and the kill."""
 WRITTEN_AT_ONCE = 100_000
+NOTED = 5.0
+"""Seconds between two notes of how far a run is."""
 
 
 def write_pairs(data: Path, path: Path, count: int, seed: int) -> None:
@@ -145,10 +147,23 @@ class Learning:
         self._seen = now
 
 
-def run_once(command: list[str], watched: Scoring | Learning, kill_at: tuple[int, float] | None) -> dict[str, Any]:
-    """Run until the end, or for so many seconds after it has reached something: what that came to."""
+def run_once(
+    command: list[str],
+    watched: Scoring | Learning,
+    kill_at: tuple[int, float] | None,
+    note: Callable[[dict[str, Any]], None],
+) -> None:
+    """Run until the end, or for so many seconds after it has reached something, and note now and then what that came
+    to: as if it were killed, until it has ended.
+    """
     started, peak, before = time.monotonic(), 0, watched.reached()
     due: float | None = None
+    noted = -NOTED
+
+    def so_far(killed: bool) -> dict[str, Any]:
+        run = {"killed": killed, "seconds": time.monotonic() - started, "peak_bytes": peak}
+        return {**run, "reached": [before, watched.reached()], "made_again": watched.made_again}
+
     process = subprocess.Popen(command)
     while process.poll() is None:
         peak = max(peak, resident(process.pid))
@@ -156,28 +171,36 @@ def run_once(command: list[str], watched: Scoring | Learning, kill_at: tuple[int
             due = time.monotonic() + kill_at[1]
         if due is not None and time.monotonic() >= due:
             process.kill()
+        if time.monotonic() - noted >= NOTED:
+            noted = time.monotonic()
+            note(so_far(True))
         time.sleep(PAUSE)
     if process.returncode not in (0, -signal.SIGKILL):
         sys.exit(f"{' '.join(command)} ended with exit code {process.returncode}")
     watched.ended()
-    return {
-        "killed": process.returncode != 0,
-        "seconds": time.monotonic() - started,
-        "peak_bytes": peak,
-        "reached": [before, watched.reached()],
-    }
+    note(so_far(process.returncode != 0))
 
 
-def measure(command: list[str], watched: Scoring | Learning, total: int, kills: int, seed: int) -> dict[str, Any]:
-    """Run the command to its end with so many kills; what that came to."""
+def measure(
+    command: list[str], watched: Scoring | Learning, total: int, kills: int, seed: int, kept: Path
+) -> dict[str, Any]:
+    """Run the command to its end with so many kills; what that came to, with the runs that `kept` has of before."""
     rng = np.random.default_rng(seed)
     marks = sorted(rng.choice(np.arange(1, total), size=min(kills, total - 1), replace=False).tolist())
     plan = [(mark, float(rng.uniform(0, MOST_DELAY))) for mark in marks]
-    runs = [run_once(command, watched, kill_at) for kill_at in plan]
-    runs.append(run_once(command, watched, None))
+    runs: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else []
+    while not runs or runs[-1]["killed"]:
+        number = len(runs)
+        watched.made_again = 0
+
+        def note(run: dict[str, Any], before: list[dict[str, Any]] = runs) -> None:
+            write_json(kept, [*before, run])
+
+        run_once(command, watched, plan[number] if number < len(plan) else None, note)
+        runs = json.loads(kept.read_text())
     return {
         "kills": sum(run["killed"] for run in runs),
-        "made_again": watched.made_again,
+        "made_again": sum(run["made_again"] for run in runs),
         "seconds": sum(run["seconds"] for run in runs),
         "peak_gib": max(run["peak_bytes"] for run in runs) / 2**30,
         "runs": runs,
@@ -208,9 +231,6 @@ def main() -> None:
     asked.work.mkdir(parents=True, exist_ok=True)
     source = asked.work / f"pairs-{asked.pairs}.jsonl"
     write_pairs(asked.data, source, asked.pairs, asked.seed)
-    if shards(out):
-        print(f"{out} holds shards: remove it to begin anew", file=sys.stderr)
-        sys.exit(2)
     shape = ("--tune", str(DEPTH), "--distill", str(LAYERS), "--pair", "joint")
     write_project(asked.data, folder, [TASK], "--rows", str(asked.rows), *shape)
     teacher_work(Project.load(folder), TASK, TEACHER, threads=1, show=Silent())  # trains it, where it is not yet
@@ -218,7 +238,9 @@ def main() -> None:
     teach = [sys.executable, "-m", "trunkline", "-C", str(folder), "teach", TASK, str(source), "--teacher", TEACHER]
     teach += ["--out", str(out), "--shard-rows", str(asked.shard_rows)]
     teach += ["--processes", str(asked.processes)]
-    scored = measure(teach, Scoring(out), -(-asked.pairs // asked.shard_rows), asked.kills, asked.seed)
+    scored = measure(
+        teach, Scoring(out), -(-asked.pairs // asked.shard_rows), asked.kills, asked.seed, asked.work / "teach.json"
+    )
     done = subprocess.run([*teach, "--json"], check=True, capture_output=True, text=True)
     summary = json.loads(done.stdout)  # nothing is left to do: every shard is verified and counted
 
@@ -227,14 +249,15 @@ def main() -> None:
     [stage] = project.graph.of(TASK, StageKind.PRETRAIN)
     project.train(list(stage.needs), show=Silent())  # the tuned layers that the student starts from
     learn = [sys.executable, "-c", LEARN, str(folder), stage.id]
-    learned = measure(learn, Learning(project, stage), EVALUATIONS, asked.kills, asked.seed)
+    learned = measure(learn, Learning(project, stage), EVALUATIONS, asked.kills, asked.seed, asked.work / "learn.json")
     result = project.store.get(project.graph.keys[stage.id]).result
 
     lost = asked.pairs - summary["rows"]
+    line = f"--pairs {asked.pairs} --kills {asked.kills}"
     write_json(
         asked.out,
         {
-            "command": " ".join(["python", *sys.argv]),
+            "command": f"python benchmarks/shards.py DATA_FOLDER --work FOLDER {line}",
             "machine": machine(),
             "task": TASK,
             "train_rows": asked.rows,
@@ -245,6 +268,7 @@ def main() -> None:
                 "teacher": TEACHER,
                 "rows_lost": lost,
                 "rows_without_an_answer": summary["faults"],
+                "rows_scored_again_at_most": scored["kills"] * asked.processes * asked.shard_rows,
                 "rows_per_second": asked.pairs / scored["seconds"],
                 **scored,
             },
