@@ -12,6 +12,7 @@ import pytest
 from foreign import tiny_classifier
 from projects import SORTS, Heard, write_project, write_settings, write_task
 from safetensors.torch import load_file, save_file
+from tiny import tiny_encoder
 
 from trunkline.bundle import Bundle
 from trunkline.bundle.merge import merge
@@ -497,6 +498,37 @@ def test_which_layers_a_student_takes_is_searched_where_it_makes_a_difference(tm
     workshop = Project.load(root).train([top_of_two])
     spec = read_spec(workshop.store.stages / workshop.graph.keys[top_of_two] / "branch.safetensors")
     assert (spec.fork, spec.layers) == (0, 2)
+
+
+def test_hidden_states_are_compared_where_there_are_any_and_each_way_once(tmp_path: Path) -> None:
+    deep = tiny_encoder(tmp_path / "deep", layers=5)
+    distill = {
+        **{"teachers": ["self", "full"], "layers": [0, 1, 2, 5], "latents": [0, 2], "compare": True},
+        **{"hidden": [0, 1.0], "layer_map": ["uniform", "top"]},
+    }
+    keys = {**SORTS["intent"], "tune": {"layers": [5]}, "distill": distill}
+    root = write_project(tmp_path / "project", {"intent": keys}, encoder=deep)
+    graph = Project.load(root).graph
+    found: dict[tuple[str, str], set[str]] = {}
+    for id in graph.stages:
+        if "/distill/" in id:
+            _, _, _, size, _, by, *way, _ = id.split("/")
+            found.setdefault((size, by), set()).update(way or [""])
+    uniform, both = {"h0", "h1-uniform"}, {"h0", "h1-uniform", "h1-top"}
+    assert {size: found[size, "full+self"] for size, by in found if by == "full+self"} == {
+        **{"L5-l0": {"h0"}, "L5-l1": uniform, "L5-l2": both, "L5-l5": uniform},
+        **{f"L5-l{layers}-m2": {"h0"} for layers in (1, 2, 5)},
+    }
+    assert {by: found["L5-l2", by] for by in ("self", "full", "labels")} == {
+        **{"self": both, "full": {"h0"}, "labels": {"h0"}}  # without `self` there is nothing to compare with
+    }
+    plain, held = (f"intent/distill/single/L5-l2/teacher/self/{way}/s13" for way in ("h0", "h1-top"))
+    workshop = Project.load(root).train([plain, held])
+    one, other = (workshop.store.stages / graph.keys[id] / "branch.safetensors" for id in (plain, held))
+    assert one.read_bytes() != other.read_bytes()
+    rewrite(root, teachers="full", hidden=1.0)
+    with pytest.raises(ProjectError, match=r"distill\.hidden: compares states with those of `self`"):
+        Project.load(root)
 
 
 def test_the_report_says_what_teachers_are_alone_together_and_left_out(tmp_path: Path, encoder: Path) -> None:

@@ -18,7 +18,15 @@ from trunkline.model.trunk import Trunk
 from trunkline.project.taking import Take
 from trunkline.project.tasks import DEFAULT_METRIC
 from trunkline.training.calibration import calibrate
-from trunkline.training.candidates import Trained, fit_logits, schedule_of, train_full, train_student, train_tuned
+from trunkline.training.candidates import (
+    OverStates,
+    Trained,
+    fit_logits,
+    schedule_of,
+    train_full,
+    train_student,
+    train_tuned,
+)
 from trunkline.training.loop import Progress, Schedule
 from trunkline.training.losses import IGNORE
 from trunkline.training.material import FIT, Logits, TaskMaterial
@@ -147,6 +155,32 @@ def test_a_student_starts_from_the_layers_that_it_takes(
     assert (student.spec.fork, student.spec.layers) == (0, 2)
     for layer, place in zip(student.layers, places, strict=True):
         assert all(torch.equal(tensor, own[place].state_dict()[name]) for name, tensor in layer.state_dict().items())
+
+
+@pytest.mark.parametrize(("task", "reading"), READINGS)
+def test_a_loss_on_hidden_states_brings_a_student_s_layers_near_its_teacher_s(
+    make: Any, tmp_path: Path, task: str, reading: str
+) -> None:
+    material = make(task)
+    teacher = train_tuned(material, Reading(reading), 3, quick(), tmp_path / "t.pt", quiet).branch
+    soft = [said(material, teacher)]
+    states, masks = OverStates(material, teacher, FIT).read(material.data.train)
+    last = torch.cat(masks, dim=1).bool()
+    if task != "slots" and reading != "separate":
+        last[:, 1:] = False  # the head reads [CLS] alone
+
+    def apart(weight: float) -> list[float]:
+        path, schedule = tmp_path / f"{weight}.pt", quick(1e-2, min_steps=40)
+        taught = Teaching(2.0, 1.0, hidden=weight)
+        student = train_student(material, teacher, soft, 2, "random", schedule, path, quiet, teaching=taught).branch
+        with torch.no_grad():
+            own, aims = (one.watched(material.trunk.encoder, states, masks)[1] for one in (student, teacher))
+        pairs = zip(own, aims[1:], (torch.cat(masks, dim=1).bool(), last), strict=True)
+        return [float((mine - aim)[counted].square().mean()) for mine, aim, counted in pairs]
+
+    alone, held = apart(0.0), apart(10.0)
+    assert held[0] < 0.3 * alone[0]
+    assert held[1] < 0.3 * alone[1]
 
 
 def test_a_student_can_start_from_the_trunk_or_from_nothing(make: Any, tmp_path: Path, trunk: Trunk) -> None:

@@ -188,6 +188,15 @@ class Branch(nn.Module):
         self.latents = nn.Parameter(0.02 * torch.randn(spec.latents, spec.width)) if spec.latents else None
 
     def forward(self, encoder: Encoder, states: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
+        return self.watched(encoder, states, masks)[0]
+
+    def watched(
+        self, encoder: Encoder, states: Sequence[Tensor], masks: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What `forward` gives, and the states after each own layer, (B, Ta + Tb, H) for texts read apart; none of
+        latents.
+        """
+        each: list[Tensor] = []
         sizes = [text.shape[1] for text in states]
         if self.segments is not None:
             states = [text + segment for text, segment in zip(states, self.segments, strict=True)]
@@ -200,9 +209,10 @@ class Branch(nn.Module):
             latents = latents_alone(encoder, self.spec, self.layers[self.spec.crossing :], latents)
             logits: Tensor = self.head((self.norm(latents),), tuple(masks))
         else:
-            joined = self.norm(run_layers(encoder, self.layers, self.spec.fork, joined, mask))
+            each = list(layer_states(encoder, self.layers, self.spec.fork, joined, mask))
+            joined = self.norm(each[-1] if each else joined)
             logits = self.head(joined.split(sizes, dim=1), tuple(masks))
-        return in_unit(self.spec, logits)
+        return in_unit(self.spec, logits), each
 
     def at_exit(self, depth: int, states: Tensor, mask: Tensor) -> Tensor:
         """Logits, as `forward` gives them, of the exit that reads the states (B, T, H) after `depth` layers."""
@@ -215,10 +225,7 @@ class Branch(nn.Module):
 
     def own_states(self, encoder: Encoder, states: Tensor, mask: Tensor) -> Iterator[Tensor]:
         """The states (B, T, H) after each own layer but the last, from those at the fork."""
-        context = encoder.context(mask, states.dtype)
-        for place, layer in enumerate(self.layers[:-1], self.spec.fork):
-            states = encoder.run(layer, place, states, context)
-            yield states
+        return layer_states(encoder, self.layers[:-1], self.spec.fork, states, mask)
 
     def end(self) -> Branch:
         """The last own layer, norm and head as a branch of their own, which reads what `own_states` gives last."""
@@ -234,12 +241,20 @@ def in_unit(spec: BranchSpec, logits: Tensor) -> Tensor:
     return spec.mean + spec.std * logits.float()  # bf16 would round the task's unit away
 
 
-def run_layers(encoder: Encoder, layers: nn.ModuleList, index: int, states: Tensor, mask: Tensor) -> Tensor:
-    """Own layers in the place of the encoder's from `index` on, over states (B, T, H) with their mask (B, T)."""
+def layer_states(encoder: Encoder, layers: nn.ModuleList, index: int, states: Tensor, mask: Tensor) -> Iterator[Tensor]:
+    """The states after each of own layers in the place of the encoder's from `index` on, over states (B, T, H) with
+    their mask (B, T).
+    """
     context = encoder.context(mask, states.dtype) if len(layers) else None
     for place, layer in enumerate(layers, index):
         states = encoder.run(layer, place, states, context)
-    return states
+        yield states
+
+
+def run_layers(encoder: Encoder, layers: nn.ModuleList, index: int, states: Tensor, mask: Tensor) -> Tensor:
+    """The last of `layer_states`; without layers, the states as they are."""
+    *_, last = states, *layer_states(encoder, layers, index, states, mask)
+    return last
 
 
 def first_latents(offsets: Tensor, states: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:

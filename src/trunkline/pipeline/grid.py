@@ -17,8 +17,12 @@ from trunkline.pipeline.stages import FINISHING, Graph, Stage, StageKind
 from trunkline.pipeline.task_files import TaskFiles
 from trunkline.pipeline.ways import (
     GRID,
+    NO_HIDDEN,
     PRETRAINED,
+    Hidden,
+    Teacher,
     full_stem,
+    hiddens,
     pretrain_fields,
     taught_by,
     teach_id,
@@ -210,12 +214,16 @@ def _students(
         # A head alone starts afresh or as its teacher's, whatever else is asked for.
         starts = distill.init if layers else sorted({"trunk" if one == "random" else one for one in distill.init})
         begins = [(init, take) for init in starts for take in _takes(distill, init, layers, tuned)]
-        taught = [
-            (group, way)
-            for group in taught_by(teachers, compare=distill.compare)
-            for way in ways(distill, settings.kind, group)
-        ]
-        for (init, take), latents, (group, way) in product(begins, few, taught):
+        taught = {
+            latents: [
+                (group, way)
+                for group in taught_by(teachers, compare=distill.compare)
+                for way in ways(distill, settings.kind, group, _hidden(distill, layers, tune, group, latents))
+            ]
+            for latents in few
+        }
+        searched = ((*begin, m, *one) for begin, m in product(begins, few) for one in taught[m])
+        for init, take, latents, group, way in searched:
             start = init if take is Take.BOTTOM else f"{init}-{take}"
             size = f"L{tuned}-l{layers}" + (f"-m{latents}" if latents else "")
             called = sorted({teacher.called for teacher in group})
@@ -268,6 +276,15 @@ def _pretrain(
         {**shape, "init": init, "shards": list(shards), **pretrain_fields(settings)},
         (tune.id, f"{tune.task}/{StageKind.PREPARE}"),
     )
+
+
+def _hidden(
+    distill: DistillSettings, layers: int, tune: Stage, group: Sequence[Teacher], latents: int
+) -> Sequence[Hidden]:
+    """The losses on hidden states that students of these teachers search: against the tuned layers, if they are one."""
+    if latents or all(teacher.stage != tune.id for teacher in group):
+        return [NO_HIDDEN]
+    return hiddens(distill, layers, int(tune.fields["layers"]))
 
 
 def _takes(distill: DistillSettings, init: str, layers: int, tuned: int) -> list[Take]:

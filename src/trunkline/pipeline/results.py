@@ -233,6 +233,8 @@ def _teacher(stage: Stage) -> str | None:
     parts += [f"labels × {asked['gold_weight']:g}"] if asked["gold_weight"] not in usual.gold_weight else []
     parts += [stage.fields[name].replace("_", " ") for name in ("mode", "loss") if name in stage.fields]
     parts += [f"{teacher} × {weight:g}" for teacher, weight in stage.fields.get("weights", {}).items()]
+    parts += [f"hidden states × {stage.fields['hidden']:g}"] if "hidden" in stage.fields else []
+    parts += [f"by the {stage.fields['layer_map']} layers"] if "layer_map" in stage.fields else []
     return ", ".join(parts)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trunkline.project.config import TaskSettings
 from trunkline.project.stage_settings import DistillSettings, PretrainSettings
+from trunkline.project.taking import LayerMap, compared
 from trunkline.project.tasks import Kind
 from trunkline.project.teachers import Match, Mode, called, foreign, own, soft_file
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 GRID = {
     *("layers", "teachers", "init", "latents", "crossing", "temperature", "gold_weight"),
-    *("mode", "loss", "weights", "label_maps", "compare", "take"),
+    *("mode", "loss", "weights", "label_maps", "compare", "take", "hidden", "layer_map"),
 }
 """Keys of `[distill]` that are no part of the training schedule."""
 PRETRAINED = "pretrained"
@@ -87,6 +88,29 @@ def taught_by(teachers: tuple[Teacher, ...], *, compare: bool) -> list[tuple[Tea
 
 
 @dataclass(frozen=True)
+class Hidden:
+    """The loss on hidden states beside that of a way; with weight 0 there is none."""
+
+    weight: float
+    layer_map: LayerMap = LayerMap.UNIFORM
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What a stage reads of it, as `Way.fields`."""
+        other = {"layer_map": self.layer_map.value} if self.layer_map is not LayerMap.UNIFORM else {}
+        return {"hidden": self.weight, **other} if self.weight else {}
+
+    def searched(self, distill: DistillSettings) -> str:
+        """The part of a stage's id that tells it from the others that are searched."""
+        if len(distill.hidden) == len(distill.layer_map) == 1:
+            return ""
+        return f"/h{self.weight:g}" + (f"-{self.layer_map}" if self.weight and len(distill.layer_map) > 1 else "")
+
+
+NO_HIDDEN = Hidden(0.0)
+
+
+@dataclass(frozen=True)
 class Way:
     """One way to teach a student; `weights` are those that are not 1, by what the teachers are called."""
 
@@ -95,6 +119,7 @@ class Way:
     mode: Mode
     match: Match
     weights: tuple[tuple[str, float], ...]
+    hidden: Hidden = NO_HIDDEN
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -103,6 +128,7 @@ class Way:
             **({"mode": self.mode.value} if self.mode is not Mode.MEAN else {}),
             **({"loss": self.match.value} if self.match is not Match.KL else {}),
             **({"weights": dict(self.weights)} if self.weights else {}),
+            **self.hidden.fields,
         }
 
     def searched(self, distill: DistillSettings) -> str:
@@ -117,28 +143,34 @@ class Way:
                 f"/{self.mode}" if len(distill.mode) > 1 else "",
                 f"/{self.match}" if len(distill.loss) > 1 else "",
                 f"/w{'+'.join(varied)}" if varied else "",
+                self.hidden.searched(distill),
             ]
         )
 
 
-def ways(distill: DistillSettings, kind: Kind, teachers: tuple[Teacher, ...]) -> list[Way]:
+def ways(
+    distill: DistillSettings, kind: Kind, teachers: tuple[Teacher, ...], hidden: Sequence[Hidden] = (NO_HIDDEN,)
+) -> list[Way]:
     """The ways that are searched, each once: what makes no difference for a kind, or for so few teachers, is not."""
     if not teachers:
         return [Way(1.0, 1.0, Mode.MEAN, Match.KL, ())]
-    return list(dict.fromkeys(_ways(distill, kind, teachers)))
+    return list(dict.fromkeys(_ways(distill, kind, teachers, hidden)))
 
 
-def _ways(distill: DistillSettings, kind: Kind, teachers: tuple[Teacher, ...]) -> Iterator[Way]:
+def _ways(
+    distill: DistillSettings, kind: Kind, teachers: tuple[Teacher, ...], hidden: Sequence[Hidden]
+) -> Iterator[Way]:
     numbers = kind is Kind.REGRESSION
     names = {teacher.called for teacher in teachers}
     weighed = {called(name): each for name, each in distill.weights.items() if called(name) in names}
     weightings = list(product(*weighed.values())) if len(teachers) > 1 else [()]
-    for temperature, gold_weight, mode, loss, weights in product(
+    for temperature, gold_weight, mode, loss, weights, one in product(
         distill.temperature[: 1 if numbers else None],
         distill.gold_weight,
         map(Mode, distill.mode),
         map(Match, distill.loss),
         weightings,
+        hidden,
     ):
         same = (numbers and mode is Mode.MEAN_LOGITS) or (len(teachers) == 1 and mode is not Mode.HEADS)
         yield Way(
@@ -147,7 +179,16 @@ def _ways(distill: DistillSettings, kind: Kind, teachers: tuple[Teacher, ...]) -
             Mode.MEAN if same else mode,
             Match.KL if numbers else Match(loss),
             tuple(sorted((name, weight) for name, weight in zip(weighed, weights, strict=False) if weight != 1)),
+            one,
         )
+
+
+def hiddens(distill: DistillSettings, layers: int, tuned: int) -> list[Hidden]:
+    """The losses on hidden states that are searched for a student of so many of so many layers, each once."""
+    same = compared(LayerMap.TOP, layers, tuned) == compared(LayerMap.UNIFORM, layers, tuned)
+    searched = product(distill.hidden if layers else [0.0], map(LayerMap, distill.layer_map))
+    found = (Hidden(weight) if same or not weight else Hidden(weight, one) for weight, one in searched)
+    return list(dict.fromkeys(found))
 
 
 def pretrain_fields(settings: PretrainSettings) -> dict[str, Any]:
@@ -167,4 +208,6 @@ def teaching_of(fields: Mapping[str, Any], teachers: Sequence[Teacher] = ()) -> 
         mode=Mode(fields.get("mode", Mode.MEAN)),
         match=Match(fields.get("loss", Match.KL)),
         weights=tuple(weights.get(teacher.called, 1.0) for teacher in teachers) if weights else (),
+        hidden=fields.get("hidden", 0.0),
+        layer_map=LayerMap(fields.get("layer_map", LayerMap.UNIFORM)),
     )

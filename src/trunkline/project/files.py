@@ -248,6 +248,9 @@ def _teacher_rules(settings: TaskSettings, wrong: Collection[str]) -> Iterator[C
             if found is not None and found.layers is not None and found.layers not in settings.tune.layers:
                 allowed = ", ".join(f"tune:{layers}" for layers in sorted(settings.tune.layers))
                 yield "distill.teachers", "nothing is tuned so", show(name), f"{allowed} (tune.layers)"
+    if "distill.hidden" not in wrong and any(distill.hidden) and "self" not in teachers:
+        allowed = '"self" among distill.teachers'
+        yield "distill.hidden", "compares states with those of `self`, which teaches nobody", quoted(teachers), allowed
     names = [called(name) for name in teachers if distill.weights or soft_file(name) is None]
     if alike := sorted({name for name in names if names.count(name) > 1}):
         yield "distill.teachers", "several teachers are called alike", quoted(alike), "names that differ at their end"

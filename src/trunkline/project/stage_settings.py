@@ -195,6 +195,16 @@ class DistillSettings(TrainSettings):
         description="Which l of the teacher's, or of the encoder's, layers above the fork these are, searched: the "
         "lowest, those that lie evenly from the lowest to the highest, the highest.",
     )
+    hidden: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Searched, Distinct, Field(min_length=1)] = Field(
+        default=[0.0],
+        description="Weight of a loss on hidden states, searched: the squared distance of the student's layers from "
+        "those of `self`. 0: none; latents, and a head alone, have none.",
+    )
+    layer_map: Annotated[list[Literal["uniform", "top"]], Searched, Distinct, Field(min_length=1)] = Field(
+        default=["uniform"],
+        description="Which of those layers the student's are compared with, searched: evenly, the last with the last, "
+        "or the highest.",
+    )
     temperature: Annotated[list[Annotated[float, Field(gt=0, le=100)]], Searched, Distinct, Field(min_length=1)] = (
         Field(default=[2.0], description="T of the distillation loss, searched.")
     )

@@ -1,7 +1,10 @@
-"""Which of its teacher's layers a student starts from, where it has fewer. Knows numbers of layers only."""
+"""Which of its teacher's layers a student starts from, where it has fewer, and which its own are compared with. Knows
+numbers of layers only.
+"""
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 
 
@@ -29,3 +32,19 @@ def taken(take: Take, count: int, of: int) -> list[int]:
         case Take.TOP:
             return list(range(of - count, of))
     return [round(place * (of - 1) / max(1, count - 1)) for place in range(count)]
+
+
+class LayerMap(StrEnum):
+    """Which of a teacher's layers a student's are compared with; the last with the last in any case."""
+
+    UNIFORM = "uniform"
+    """Evenly, each with the one that closes its share of the teacher (TinyBERT, Jiao et al. 2020)."""
+    TOP = "top"
+    """With the highest (the PKD-last of Sun et al. 2019)."""
+
+
+def compared(layer_map: LayerMap, count: int, of: int) -> list[int]:
+    """For each of a student's `count` layers, the number of the one that it is compared with, of its teacher's `of`."""
+    if layer_map is LayerMap.TOP:
+        return taken(Take.TOP, count, of)
+    return [math.ceil(place * of / count) - 1 for place in range(1, count + 1)]

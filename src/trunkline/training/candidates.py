@@ -20,13 +20,21 @@ from trunkline.model.branch import Branch, Reading, new_branch
 from trunkline.model.encoders import Encoder
 from trunkline.model.heads import Pooling
 from trunkline.project.stage_settings import TrainSettings
-from trunkline.project.taking import Take, taken
+from trunkline.project.taking import LayerMap, Take, taken
 from trunkline.project.tasks import Kind
 from trunkline.project.teachers import Mode
 from trunkline.training.calibration import Calibration, calibrate
 from trunkline.training.loop import BatchRows, Epochs, Outcome, Progress, Schedule, fit
 from trunkline.training.material import FIT, Examples, Logits, TaskMaterial
-from trunkline.training.teaching import SoftLoss, Teaching, distilled, gold, merge_heads, separate_heads
+from trunkline.training.teaching import (
+    SoftLoss,
+    Teaching,
+    distilled,
+    gold,
+    hidden_loss,
+    merge_heads,
+    separate_heads,
+)
 
 Report = Callable[[Progress], None]
 
@@ -54,11 +62,44 @@ class OverStates(nn.Module):
         self._states = material.states(pool, branch.spec.reading, branch.spec.fork)
 
     def forward(self, rows: BatchRows) -> Tensor:
+        logits: Tensor = self.branch(self._encoder[0], *self.read(rows))
+        return logits
+
+    def read(self, rows: BatchRows) -> tuple[list[Tensor], list[Tensor]]:
+        """The states (B, T, H) and masks (B, T) of each slot that the branch is fed with."""
         device = next(self.branch.parameters()).device
         batches = [slot.batch(rows) for slot in self._states]
-        states = [values.to(device) for values, _ in batches]
-        logits: Tensor = self.branch(self._encoder[0], states, [mask.to(device) for _, mask in batches])
+        return [states.to(device) for states, _ in batches], [mask.to(device) for _, mask in batches]
+
+
+class Follower(OverStates):
+    """A student that learns from the states of its teacher's layers, too, over the same states at the fork."""
+
+    def __init__(self, material: TaskMaterial, student: Branch, teacher: Branch, layer_map: LayerMap) -> None:
+        super().__init__(material, student, FIT)
+        self._teacher = [teacher.eval()]  # in a list: not trained
+        self._layer_map = layer_map
+        self._apart: Tensor | None = None
+
+    def forward(self, rows: BatchRows) -> Tensor:
+        states, masks = self.read(rows)
+        logits, own = self.branch.watched(self._encoder[0], states, masks)
+        if self.training:
+            with torch.no_grad():
+                _, aims = self._teacher[0].watched(self._encoder[0], states, masks)
+            self._apart = hidden_loss(self.branch, own, aims, masks, self._layer_map)
         return logits
+
+    def beside(self, loss: SoftLoss, weight: float) -> SoftLoss:
+        """A loss of the logits that were given last, and so many times the distance of the states on the way there."""
+
+        def both(rows: BatchRows, logits: Tensor, targets: Tensor) -> Tensor:
+            apart, self._apart = self._apart, None
+            if apart is None:
+                raise RuntimeError("a loss before the student was asked")
+            return loss(rows, logits, targets) + weight * apart
+
+        return both
 
 
 class WholeEncoder(nn.Module):
@@ -124,6 +165,7 @@ def train_student(
     report: Report,
     *,
     teaching: Teaching,
+    followed: Branch | None = None,
     latents: int = 0,
     crossing: int = 1,
     take: Take = Take.BOTTOM,
@@ -132,7 +174,8 @@ def train_student(
     run for so many vectors in place of the tokens (see `BranchSpec`).
 
     `soft` holds, per teacher, logits of the train rows in order; without teachers, where it is empty, the student
-    learns from the labels alone. `init` and `take` are as for `new_student`.
+    learns from the labels alone. `init` and `take` are as for `new_student`. Hidden states are those of `followed`,
+    tuned layers that read at the student's fork; by default `teacher`.
     """
     student = new_student(
         material, teacher, layers, init, seed=schedule.seed, latents=latents, crossing=crossing, take=take
@@ -140,7 +183,13 @@ def train_student(
     if teaching.mode is Mode.HEADS:
         separate_heads(student, teaching.heads(len(soft)))
     loss = distilled(material, student, soft, teaching) if soft else gold(material, student)
-    return _train_branch(material, student, schedule, checkpoint, report, loss, finish=lambda: merge_heads(student))
+    fitted = None
+    if teaching.hidden:
+        fitted = Follower(material, student, followed or teacher, teaching.layer_map)
+        loss = fitted.beside(loss, teaching.hidden)
+    return _train_branch(
+        material, student, schedule, checkpoint, report, loss, fitted=fitted, finish=lambda: merge_heads(student)
+    )
 
 
 def new_student(
@@ -267,12 +316,14 @@ def _train_branch(
     report: Report,
     loss: SoftLoss,
     *,
+    fitted: OverStates | None = None,
     finish: Callable[[], None] = lambda: None,
 ) -> Trained:
+    """Train a branch over cached states, by `fitted` where something else than `OverStates` feeds it."""
     branch.to(schedule.device)
 
     def module(pool: str) -> nn.Module:
-        return OverStates(material, branch, pool)
+        return fitted if fitted is not None and pool == FIT else OverStates(material, branch, pool)
 
     trained = train(material, branch, module, schedule, checkpoint, report, loss, finish=finish)
     if trained.calibration is not None:

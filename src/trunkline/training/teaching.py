@@ -1,6 +1,7 @@
-"""What a student learns from: the labels, and the logits of teachers that teach together in one of four modes.
+"""What a student learns from: the labels, the logits of teachers that teach together in one of four modes, and the
+hidden states of one.
 
-Knows logits and losses; not who a teacher is, nor how a student is made. Sources: Wei et al. 2022, section 3.2 (one
+Knows tensors and losses; not who a teacher is, nor how a student is made. Sources: Wei et al. 2022, section 3.2 (one
 teacher); Yang et al. 2019 (MKDM), a head for each teacher and one for the labels, whose mean answers; Yang et al. 2020
 (TMKD), squared error in place of cross entropy.
 
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from trunkline.model.branch import Branch
+from trunkline.model.heads import Pooling
+from trunkline.project.taking import LayerMap, compared
 from trunkline.project.tasks import Kind
 from trunkline.project.teachers import Match, Mode
 from trunkline.training.loop import BatchRows
@@ -40,6 +43,9 @@ class Teaching:
     mode: Mode = Mode.MEAN
     match: Match = Match.KL
     weights: tuple[float, ...] = ()
+    hidden: float = 0.0
+    """Weight of the loss on hidden states."""
+    layer_map: LayerMap = LayerMap.UNIFORM
 
     def weights_of(self, teachers: int) -> Tensor:
         """The weights of so many teachers, (K,)."""
@@ -114,6 +120,22 @@ def distilled(material: TaskMaterial, student: Branch, soft: Sequence[Logits], t
         return total
 
     return loss
+
+
+def hidden_loss(
+    student: Branch, own: Sequence[Tensor], aims: Sequence[Tensor], masks: Sequence[Tensor], layer_map: LayerMap
+) -> Tensor:
+    """Squared distance of a student's states after each own layer, `own`, from those of its teacher, `aims`, each
+    (B, T, H): the mean over layers, over the tokens in `masks` and over H. Where the head reads [CLS] alone, the last
+    layer's other states mean nothing, and are left out.
+    """
+    mask = torch.cat(list(masks), dim=1).bool()  # (B, T)
+    distances = []
+    for place, aim in enumerate(compared(layer_map, len(own), len(aims))):
+        apart = (own[place].float() - aims[aim].float()).square().mean(-1)  # (B, T)
+        last = place == len(own) - 1 and student.spec.pooling is Pooling.CLS
+        distances.append(apart[:, 0].mean() if last else apart[mask].mean())
+    return torch.stack(distances).mean()
 
 
 def teacher_terms(
