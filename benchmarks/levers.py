@@ -36,7 +36,7 @@ from trunkline.pipeline.project import Project
 from trunkline.pipeline.stages import StageKind
 from trunkline.project.data import TaskData
 from trunkline.project.tasks import Kind
-from trunkline.training.candidates import OverStates, Trained, fit_logits, train
+from trunkline.training.candidates import OverStates, Trained, logits_of, train
 from trunkline.training.loop import BatchRows
 from trunkline.training.material import FIT, TaskMaterial
 from trunkline.training.teaching import SoftLoss, Teaching, distilled, gold
@@ -173,7 +173,7 @@ class Taught:
 
     def logits(self, material: TaskMaterial) -> Any:
         """Of the train rows, in order."""
-        return fit_logits(material, *self._model, material.data.train)
+        return logits_of(material, *self._model, material.data.train)
 
     def states(self, material: TaskMaterial) -> dict[int, Tensor]:
         """The last states of every train row, (T, H) each."""

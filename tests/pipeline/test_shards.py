@@ -23,8 +23,7 @@ from trunkline.engine.base import Input
 from trunkline.engine.inputs import Columns, Row, marks, read_rows
 from trunkline.errors import ProjectError, StoreError, UsageError
 from trunkline.pipeline.crew import make_all
-from trunkline.pipeline.execute import LOGITS
-from trunkline.pipeline.foreign import load_logits
+from trunkline.pipeline.foreign import load_logits, logits_file
 from trunkline.pipeline.project import Project
 from trunkline.pipeline.shards import Item, Moved, Scored, cut, made_of
 from trunkline.pipeline.teach import teacher_work
@@ -209,7 +208,7 @@ def test_a_folder_of_shards_is_a_file_teacher_that_says_what_the_model_says(
     project.check()
     [stage] = [id for id, one in project.graph.stages.items() if one.kind == "teach"]
     workshop = project.train([stage])
-    asked = load_logits(project.store.get(project.graph.keys[stage]).folder / LOGITS)
+    asked = load_logits(project.store.get(project.graph.keys[stage]).folder / logits_file("train"))
     [read] = soft_labels(project.files, task, workshop.data(task))
     kind = Kind(SORTS[task]["kind"])
     for one, other in zip(read, asked, strict=True):

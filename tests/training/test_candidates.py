@@ -21,7 +21,7 @@ from trunkline.training.calibration import calibrate
 from trunkline.training.candidates import (
     OverStates,
     Trained,
-    fit_logits,
+    logits_of,
     schedule_of,
     train_full,
     train_student,
@@ -37,7 +37,7 @@ READINGS = [(task, "single") for task in SORTS if task != "same"] + [("same", "j
 
 def said(material: TaskMaterial, branch: Branch, encoder: Encoder | None = None) -> Logits:
     """A teacher's logits of the train rows."""
-    return fit_logits(material, branch, encoder, material.data.train)
+    return logits_of(material, branch, encoder, material.data.train)
 
 
 def quick(rate: float = 1e-3, **changes: Any) -> Schedule:

@@ -19,8 +19,8 @@ from trunkline.pipeline.ways import Teacher
 _ALIKE = ("reading", "from", "layers", "init", "take", "latents")
 """Fields of a student that have nothing to do with its teachers."""
 
-Ensemble = Callable[[Stage], dict[str, float] | None]
-"""A student -> the metrics on `valid` of what its teachers say together, None where that is not known."""
+Ensemble = Callable[[Stage], dict[str, dict[str, float]]]
+"""A student -> by split, the metrics of what its teachers say together, as far as they are known."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,10 @@ def compared(assembly: Assembly, options: Options, task: str, ensemble: Ensemble
     return {
         "teachers": [_teacher(assembly, options, task, teachers) for teachers in named.values()],
         "all": list(of_all.group),
-        "ensemble": _mean(told[metric] if (told := ensemble(stage)) else None for stage in of_all.stages),
+        "ensemble": {
+            name: _mean(one.get(split, {}).get(metric) for one in map(ensemble, of_all.stages))
+            for name, split in (("valid", "valid"), ("reported", _split(assembly, task)))
+        },
         "students": [
             {
                 **_student(assembly, options, of_group[group]),
@@ -117,20 +120,22 @@ def _student(assembly: Assembly, options: Options, best: _Students) -> dict[str,
 
 def _teacher(assembly: Assembly, options: Options, task: str, teachers: Sequence[Teacher]) -> dict[str, Any]:
     """One teacher, of each seed's student; what is not known of it is None."""
-    metric, found = assembly.metric(task), {"teacher": teachers[0].called, "valid": None, "reported": None, "ms": None}
+    metric = assembly.metric(task)
+    found: dict[str, Any] = {"teacher": teachers[0].called, "valid": None, "reported": None, "ms": None}
     if teachers[0].stage is None:
         return found
     stages = [assembly.graph.stages[teacher.stage] for teacher in teachers if teacher.stage is not None]
-    valid = _mean(_metrics(assembly, stage)["valid"].get(metric) for stage in stages)
+    found["valid"] = _mean(_metrics(assembly, stage)["valid"].get(metric) for stage in stages)
+    found["reported"] = _reported(assembly, stages)
     if stages[0].kind is StageKind.TEACH:
-        return found | {"valid": valid}
+        return found
     ms = None
     if stages[0].kind is StageKind.TUNE:
         ms = _alone(options, _candidate(options, stages[0]))
     elif stages[0].trunk is None:
         branch = assembly.store.get(assembly.graph.keys[stages[0].id]).result["branch"]
         ms = options.measured.full(branch["reading"], branch["pooling"], assembly.source.depth)
-    return found | {"valid": valid, "reported": _reported(assembly, stages), "ms": ms}
+    return found | {"ms": ms}
 
 
 def _candidate(options: Options, stage: Stage) -> Candidate:
@@ -149,8 +154,13 @@ def _metrics(assembly: Assembly, stage: Stage) -> dict[str, dict[str, float]]:
 
 def _reported(assembly: Assembly, stages: Sequence[Stage]) -> float | None:
     task = stages[0].task
-    split = assembly.store.get(assembly.graph.keys[f"{task}/{StageKind.PREPARE}"]).result["reported"]
-    return _mean(_metrics(assembly, stage)[split].get(assembly.metric(task)) for stage in stages)
+    split, metric = _split(assembly, task), assembly.metric(task)
+    return _mean(_metrics(assembly, stage).get(split, {}).get(metric) for stage in stages)
+
+
+def _split(assembly: Assembly, task: str) -> str:
+    """The split that a task is reported on."""
+    return str(assembly.store.get(assembly.graph.keys[f"{task}/{StageKind.PREPARE}"]).result["reported"])
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -2,7 +2,7 @@
 
     prepare   data/             rows, splits and labels (project/data.py)
     full      branch.safetensors, encoder/
-    teach     logits.safetensors    of the train rows, and valid.safetensors of those of `valid`
+    teach     logits.safetensors    of the train rows, and SPLIT.safetensors of those of `valid` and the reported split
     tune      branch.safetensors
     pretrain  branch.safetensors
     distill   branch.safetensors
@@ -11,7 +11,7 @@
     speeds    branch.safetensors
 
 A training stage's result holds the metrics of every scored split (that of speeds what each comes to there, that of a
-scope the share that it flags, that of a foreign teacher its own metrics on `valid`), the history and the seconds it
+scope the share that it flags, that of a foreign teacher its own metrics), the history and the seconds it
 took. torch is imported when the first training stage runs.
 """
 
@@ -28,7 +28,15 @@ from trunkline.errors import Problem, ProjectError, TrunklineError
 from trunkline.machine import machine
 from trunkline.model.source import Source
 from trunkline.pipeline.costs import BranchShape, end_shape, exit_shape, measure, shape_of
-from trunkline.pipeline.foreign import ask, check_teachers, foreign_teachers, load_logits, save_logits
+from trunkline.pipeline.foreign import (
+    TRAIN,
+    ask,
+    check_teachers,
+    foreign_teachers,
+    load_logits,
+    logits_file,
+    save_logits,
+)
 from trunkline.pipeline.lessons import REASONS, Lessons, find_taught
 from trunkline.pipeline.select import READS
 from trunkline.pipeline.stages import Graph, Stage, StageKind
@@ -56,8 +64,6 @@ EXITS = "exits.safetensors"
 CHECKPOINT = "checkpoint.pt"
 ENCODER = "encoder"
 DATA = "data"
-LOGITS = "logits.safetensors"
-VALID_LOGITS = "valid.safetensors"
 
 Report = Callable[["Progress"], None]
 
@@ -381,7 +387,7 @@ class Workshop:
         check_scope(self.files, data)
 
     def _teach(self, stage: Stage, artifacts: Path, report: Report) -> dict[str, Any]:
-        """Ask a foreign teacher about the train rows, and about those of `valid` to see how good it is."""
+        """Ask a foreign teacher about the train rows, and to see how good it is about the splits it is judged on."""
         from trunkline.training.loop import Progress
 
         settings, started = self.files.tasks[stage.task], time.monotonic()
@@ -394,11 +400,11 @@ class Workshop:
             report(Progress(done, of, None, None, (time.monotonic() - started) / done * (of - done)))
 
         said = ask(teacher, stage.task, settings, self.data(stage.task), self.device, moved)
-        save_logits(said.train, artifacts / LOGITS)
-        save_logits(said.held_out, artifacts / VALID_LOGITS)
+        for split, logits in said.logits.items():
+            save_logits(logits, artifacts / logits_file(split))
         for note in said.notes:
             self.say(f"{stage.id}: {note}")
-        return {"metrics": {"valid": said.valid}}
+        return {"metrics": said.metrics}
 
     def _soft(self, stage: Stage) -> list[Logits]:
         """What each teacher of a student says of the train rows, in the order of `stage.teachers`.
@@ -414,7 +420,7 @@ class Workshop:
     def _says(self, id: str) -> Logits:
         """What the teacher of a finished stage says of the train rows."""
         if self.graph.stages[id].kind is StageKind.TEACH:
-            return load_logits(self._entry(id).folder / LOGITS)
+            return load_logits(self._entry(id).folder / logits_file(TRAIN))
         return self.taught(id)
 
     def _branch(self, id: str, encoder: Any = None) -> Any:
@@ -422,27 +428,29 @@ class Workshop:
 
         return load_branch(self._entry(id).folder / BRANCH, encoder or self.trunk.encoder).to(self.device)
 
-    def taught(self, id: str, *, held_out: bool = False) -> Logits:
-        """Logits of a model of the task's own for the train rows, or for those of `valid`. They are kept beside the
-        trunk states: each of its students asks for them.
+    def taught(self, id: str, split: str = TRAIN) -> Logits:
+        """Logits of a model of the task's own for the rows of a split. They are kept beside the trunk states: each of
+        its students asks for them.
         """
-        kept = self.store.states / f"said-{self.graph.keys[id]}{'-valid' if held_out else ''}"
+        kept = self.store.states / f"said-{self.graph.keys[id]}{'' if split == TRAIN else f'-{split}'}"
+        file = logits_file(TRAIN)
         if not kept.exists():
             scratch = scratch_folder(kept)
-            save_logits(self._asked(id, held_out=held_out), scratch / LOGITS)
+            save_logits(self._asked(id, split), scratch / file)
             publish_folder(scratch, kept)
-        return load_logits(kept / LOGITS)
+        return load_logits(kept / file)
 
-    def _asked(self, id: str, *, held_out: bool) -> Logits:
+    def _asked(self, id: str, split: str) -> Logits:
         from trunkline.model.encoders import Encoder
-        from trunkline.training.candidates import fit_logits
+        from trunkline.training.candidates import logits_of
+        from trunkline.training.material import FIT
 
         stage = self.graph.stages[id]
         shop, full = self._over(stage), stage.kind is StageKind.FULL
         encoder = Encoder.load(self._entry(id).folder / ENCODER).to(self.device) if full else None
         material = shop.material(stage.task)
-        rows = material.data.valid if held_out else material.data.train
-        return fit_logits(material, shop._branch(id, encoder), encoder, rows)
+        pool, rows = (FIT, material.data.train) if split == TRAIN else material.splits()[split]
+        return logits_of(material, shop._branch(id, encoder), encoder, rows, pool)
 
     def _keep(self, trained: Trained, artifacts: Path) -> dict[str, Any]:
         from trunkline.model.branch import save_branch

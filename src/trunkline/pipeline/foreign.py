@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,9 @@ _PROBLEM_TYPES: dict[Kind, tuple[str | None, ...]] = {
     Kind.RELEVANCE: (None, "single_label_classification", "regression"),
 }
 """What a classifier may say that its outputs are, None for nothing, to teach a task of each kind."""
+
+
+TRAIN, VALID = "train", "valid"
 
 
 @dataclass(frozen=True)
@@ -164,13 +168,12 @@ def fit(teacher: ForeignTeacher, task: str, settings: TaskSettings, data: TaskDa
 
 @dataclass(frozen=True)
 class Said:
-    """What a teacher said: logits of the train rows, and of those of `valid`, in order, its metrics there, and what is
-    odd about it.
+    """What a teacher said: by split, logits of its rows in order, its metrics where no student learns, and what is odd
+    about it.
     """
 
-    train: Logits
-    held_out: Logits
-    valid: dict[str, float]
+    logits: dict[str, Logits]
+    metrics: dict[str, dict[str, float]]
     notes: list[str]
 
 
@@ -182,7 +185,7 @@ def ask(
     device: str,
     moved: Moved = lambda done, of: None,
 ) -> Said:
-    """Ask a teacher about the rows of train and `valid`. `moved` hears how many of how many passes are done.
+    """Ask a teacher about train, `valid` and the reported split. `moved` hears how many of how many passes are done.
 
     Logits are those of the task, float32: (rows, C), or for tagging one (words, C) per row. Raises ProjectError where
     the teacher does not fit the task, TrunklineError where it cannot be loaded, cannot read a row, or gives numbers
@@ -191,7 +194,12 @@ def ask(
     how, problems = fit(teacher, task, settings, data)
     if problems:
         raise ProjectError(problems)
-    items = _inputs(data.fit.take([*data.train, *data.valid]))
+    splits = {
+        TRAIN: data.fit.take(data.train),
+        VALID: data.fit.take(data.valid),
+        data.main_split: data.reported[data.main_split],
+    }
+    items = [item for rows in splits.values() for item in _inputs(rows)]
     question = Question(settings.kind, data.labels, settings.max_tokens, device)
     found = []
     for item, logits in zip(items, voice(teacher.model, how, question).logits(items, moved), strict=True):
@@ -200,16 +208,27 @@ def ask(
         found.append(logits)
     if not all(np.isfinite(one).all() for one in found):
         raise TrunklineError(f"{teacher.name} gives numbers that are not finite")
-    said: Logits = found if settings.kind is Kind.TAGGING else np.stack(found)
-    train, held_out = said[: len(data.train)], said[len(data.train) :]
-    rows = data.fit.take(data.valid)
-    metrics = evaluate(settings.kind, data.labels, data.positive, rows, held_out)
+    rest = iter(found)
+    said: dict[str, Logits] = {}
+    for split, rows in splits.items():
+        these = list(islice(rest, len(rows)))
+        said[split] = these if settings.kind is Kind.TAGGING else np.stack(these)
+    metrics = {
+        split: evaluate(settings.kind, data.labels, data.positive, rows, said[split])
+        for split, rows in splits.items()
+        if split != TRAIN
+    }
     notes = []
     if settings.kind is Kind.REGRESSION:
-        gold = np.asarray(rows.targets, dtype=np.float64)
-        if metrics["mae"] > np.abs(gold - gold.mean()).mean():
+        gold = np.asarray(splits[VALID].targets, dtype=np.float64)
+        if metrics[VALID]["mae"] > np.abs(gold - gold.mean()).mean():
             notes.append("farther from the labels of `valid` than their mean is; are its numbers in the task's unit?")
-    return Said(train, held_out, metrics, notes)
+    return Said(said, metrics, notes)
+
+
+def logits_file(split: str) -> str:
+    """The name of the file that holds what a teacher says of a split."""
+    return "logits.safetensors" if split == TRAIN else f"{split}.safetensors"
 
 
 def _inputs(rows: Rows) -> list[Input]:

@@ -44,7 +44,8 @@ def _table(content: Content, task: Task, found: Teaching) -> str:
     ]
     if len(found.teachers) > 1:
         ms = found.ensemble_ms
-        figures = [wording.number(found.ensemble), wording.MISSING, wording.milliseconds(ms), _per_second(content, ms)]
+        quality = [wording.number(found.ensemble), wording.number(found.ensemble_reported)]
+        figures = [*quality, wording.milliseconds(ms), _per_second(content, ms)]
         rows.append(Row(["all teachers together", "", *figures, ""], css="main"))
     rows += [
         Row(

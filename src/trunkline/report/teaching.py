@@ -52,13 +52,14 @@ class Students:
 
 @dataclass(frozen=True)
 class Teaching:
-    """The teachers of the best student of `everyone`, what they say together on `valid` (`ensemble`), and the students
-    of each group that taught.
+    """The teachers of the best student of `everyone`, what they say together on `valid` and on the reported split, None
+    where that is not known, and the students of each group that taught.
     """
 
     teachers: tuple[Teacher, ...]
     everyone: tuple[str, ...]
     ensemble: float | None
+    ensemble_reported: float | None
     students: tuple[Students, ...]
 
     @property
@@ -84,10 +85,12 @@ def read_teaching(data: Mapping[str, Any]) -> Teaching | None:
     """The report's data on teachers, typed; None where there are none to compare."""
     if not data:
         return None
+    ensemble = mapping(data.get("ensemble"))
     return Teaching(
         teachers=tuple(_teacher(mapping(one)) for one in data.get("teachers") or ()),
         everyone=tuple(text(name) for name in data.get("all") or ()),
-        ensemble=number(data.get("ensemble")),
+        ensemble=number(ensemble.get("valid")),
+        ensemble_reported=number(ensemble.get("reported")),
         students=tuple(_students(mapping(one)) for one in data.get("students") or ()),
     )
 

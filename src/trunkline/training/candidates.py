@@ -230,11 +230,13 @@ def _start(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
             tensor.copy_(weights[name])
 
 
-def fit_logits(material: TaskMaterial, branch: Branch, encoder: Encoder | None, rows: np.ndarray) -> Logits:
-    """A teacher's logits for these rows of those that train and `valid` are cut from; in eval mode, in fp32."""
-    examples = material.examples(FIT, branch.spec.reading)
-    module = (OverStates(material, branch, FIT) if encoder is None else WholeEncoder(encoder, branch, examples)).eval()
-    return examples.predict(module, rows)
+def logits_of(
+    material: TaskMaterial, branch: Branch, encoder: Encoder | None, rows: np.ndarray, pool: str = FIT
+) -> Logits:
+    """A teacher's logits for these rows of a pool, in eval mode, in fp32; `encoder` is that of a full model."""
+    examples = material.examples(pool, branch.spec.reading)
+    module = OverStates(material, branch, pool) if encoder is None else WholeEncoder(encoder, branch, examples)
+    return examples.predict(module.eval(), rows)
 
 
 def schedule_of(
