@@ -7,7 +7,9 @@ seeds to a result file, on another day if need be; a seed that it has is measure
 
 `--set` names the tasks and the aim. Those that adapt the trunk first hold the merged model against the stronger full
 model of each task, of those trained from the published and from the adapted trunk, by `valid` on the first seed; for
-each of the two its learning rate and reading are searched (full_models.py).
+each of the two its learning rate and reading are searched (full_models.py). What full models came to is kept beside
+the result, in full_models.json, so that `--published-only` can train those of the published trunk, all or some of the
+tasks, on days of their own.
 Result: benchmarks/results/, and a page in docs/.
 """
 
@@ -22,7 +24,7 @@ from typing import Any
 
 from cells import adapted, over
 from data_projects import with_values, write_project
-from full_models import Full, Way, by, strongest, trained
+from full_models import Full, Ledger, Way, by, strongest, trained
 from merged_page import page, sides
 from pages import DOCS, RESULTS, page_writer
 from rich.console import Console
@@ -71,7 +73,7 @@ SETS = {
         ("cola", "mrpc", "rte", "stsb", "sst2", "qnli", "qqp", "mnli"),
         ("--rows", "0", "--pair", "joint", "--apart", "mrpc", "stsb", "qqp", "rte", *_CHEAP),
         0.2,
-        3.0,
+        2.0,
         ("sst2", "qnli", "qqp", "mnli"),
     ),
     "utterances": Set(
@@ -93,6 +95,12 @@ def main() -> None:
     parser.add_argument("--set", choices=list(SETS), default="mixed", help="tasks and aim")
     parser.add_argument("--seeds", type=int, nargs="+", default=[13, 14, 15])
     parser.add_argument("--more", action="store_true", help="add the seeds to the result file that is there")
+    parser.add_argument(
+        "--published-only",
+        nargs="*",
+        metavar="TASK",
+        help="train full models from the published trunk, of all tasks or of these, and stop",
+    )
     parser.add_argument("--out", type=Path, help="result file, instead of the set's own")
     parser.add_argument("--page", type=Path, help="page, instead of the set's own")
     parser.add_argument("--grid", nargs=argparse.REMAINDER, default=[], help="passed on to examples/glue/prepare.py")
@@ -101,17 +109,20 @@ def main() -> None:
     out = options.out or chosen.result
     write_page = page_writer(chosen.result, chosen.page, lambda found, _: page(found, out.name))
     prepare(options, chosen)
+    ledger = Ledger(out.parent / "full_models.json")
+    if options.published_only is not None:
+        published_only(options, chosen, ledger)
+        return
     found: dict[str, Any] = json.loads(out.read_text()) if options.more else {}
     if not all("id" in task for task in found.get("tasks", {}).values()):
         parser.error(f"{out} is of before --more: measure it anew")
     for seed in options.seeds:
-        project = Project.load(options.work)
-        project = project.over(replace(project.files, settings=with_values(project.files.settings, seed=seed)))
+        project = with_seed(Project.load(options.work), seed)
         if found:
             tasks = {name: task for name, task in found["tasks"].items() if name not in chosen.large}
             project = narrowed(project, tasks)
         with Terminal(Console(stderr=True)) as show:
-            report = run(project, chosen, show, found.get("tasks"), again=seed in found.get("seeds", ()))
+            report = run(project, chosen, show, ledger, found.get("tasks"), again=seed in found.get("seeds", ()))
         found = extended(found or first(report, options), report, seed)
         write_json(out, found)
         print(out, write_page(out, options.page))
@@ -127,17 +138,39 @@ def prepare(options: argparse.Namespace, chosen: Set) -> None:
             file.write(f"\n[adapt]\nepochs = {chosen.epochs}\nsampling = 2.0\npatience = 9\n")
 
 
-def run(project: Project, chosen: Set, show: Show, known: dict[str, Any] | None, *, again: bool) -> dict[str, Any]:
+def with_seed(project: Project, seed: int) -> Project:
+    """The project with another seed."""
+    return project.over(replace(project.files, settings=with_values(project.files.settings, seed=seed)))
+
+
+def published_only(options: argparse.Namespace, chosen: Set, ledger: Ledger) -> None:
+    """The full models from the published trunk of the tasks that were asked for, all seeds of a task before the next:
+    searched at the first, where large tasks end.
+    """
+    first, *others = options.seeds
+    project = Project.load(options.work)
+    for task in options.published_only or chosen.tasks:
+        alone = project.over(replace(project.files, tasks={task: project.task(task)}))
+        with Terminal(Console(stderr=True)) as show:
+            way = strongest(with_seed(alone, first), chosen.large, show, ledger)[task].way
+            for seed in others if task not in chosen.large else []:
+                trained(with_seed(alone, seed), task, project.task(task), way, show, ledger)
+    print(ledger.path)
+
+
+def run(
+    project: Project, chosen: Set, show: Show, ledger: Ledger, known: dict[str, Any] | None, *, again: bool
+) -> dict[str, Any]:
     """The report of the merged model; `again` measures its times anew, all else is in the store. `known` has the tasks
     of the result file, whose full models are trained in the ways found at the first seed.
     """
     if not chosen.epochs:
         return project.run(show=show, reselect=True, remeasure=again).report
-    published = full_models(project, chosen, show, known, "published")
+    published = full_models(project, chosen, show, ledger, known, "published")
     if known is None:  # later seeds stand over the trunk of the first, which saw the large tasks, too
         adapted(with_ways(project, published), TRUNK, [], show)
     moved = over(project, TRUNK)
-    full = full_models(moved, chosen, show, known, "baseline")
+    full = full_models(moved, chosen, show, ledger, known, "baseline")
     report = with_ways(moved, full).run(show=show, reselect=True, remeasure=again).report
     for name, task in report["tasks"].items():
         metrics = published[name].metrics
@@ -147,14 +180,16 @@ def run(project: Project, chosen: Set, show: Show, known: dict[str, Any] | None,
     return report
 
 
-def full_models(project: Project, chosen: Set, show: Show, known: dict[str, Any] | None, side: str) -> dict[str, Full]:
+def full_models(
+    project: Project, chosen: Set, show: Show, ledger: Ledger, known: dict[str, Any] | None, side: str
+) -> dict[str, Full]:
     """The full model of each task from the project's encoder, searched unless its way is known."""
     if known is None:
-        return strongest(project, chosen.large, show)
+        return strongest(project, chosen.large, show, ledger)
     found = {}
     for task in project.tasks:
         way = Way(**known[task]["ways"][side])
-        found[task] = Full(way, trained(project, task, project.task(task), way, show), [])
+        found[task] = Full(way, trained(project, task, project.task(task), way, show, ledger), [])
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import shutil
 import sys
 import time
 import urllib.request
@@ -373,7 +374,8 @@ def test_full_models_of_both_trunks_stand_beside_the_merged_one(scripts: dict[st
     tasks = {"mrpc": {"kind": "classification", "pair": ["joint"]}, "cola": {"kind": "classification"}}
     project = Project.load(write_project(tmp_path / "project", tasks, adapt={"epochs": 1.0, "min_steps": 4}))
     chosen = merged.Set("x", ("mrpc", "cola"), (), 0.9, epochs=1.0, large=("cola",))
-    report = merged.run(project, chosen, Silent(), None, again=False)
+    ledger = merged.Ledger(tmp_path / "full_models.json")
+    report = merged.run(project, chosen, Silent(), ledger, None, again=False)
     found = merged.extended(merged.first(report, Namespace(set="glue", grid=[])), report, 13)
     for task in found["tasks"].values():
         for side in ("published", "baseline"):
@@ -384,7 +386,7 @@ def test_full_models_of_both_trunks_stand_beside_the_merged_one(scripts: dict[st
     settings = project.files.settings.model_copy(update={"seed": 14})
     small = {"mrpc": found["tasks"]["mrpc"]}
     other = merged.narrowed(project.over(replace(project.files, settings=settings)), small)
-    found = merged.extended(found, merged.run(other, chosen, Silent(), found["tasks"], again=False), 14)
+    found = merged.extended(found, merged.run(other, chosen, Silent(), ledger, found["tasks"], again=False), 14)
     assert found["seeds"] == [13, 14]
     assert all(len(task["merged"]) == len(task["full"]) == 2 for task in found["tasks"].values())
     assert len(set(found["tasks"]["cola"]["full"])) == 1  # a large task has the first seed alone
@@ -431,7 +433,8 @@ def test_a_full_model_is_trained_by_the_strongest_of_all_ways(
     project = Project.load(write_project(tmp_path / "project", {"same": task}))
     way_of = scripts["full_models"].Way
     monkeypatch.setattr(scripts["full_models"], "ROWS", 20)
-    full = scripts["full_models"].strongest(project, {"same"}, Silent())["same"]
+    ledger = scripts["full_models"].Ledger(tmp_path / "full_models.json")
+    full = scripts["full_models"].strongest(project, {"same"}, Silent(), ledger)["same"]
     ways = {(one["learning_rate"], one["reading"]) for one in full.tried}
     assert {reading for _, reading in ways} == {"joint", "separate"}
     assert (full.way.learning_rate, full.way.reading) in ways
@@ -439,6 +442,10 @@ def test_a_full_model_is_trained_by_the_strongest_of_all_ways(
     assert chosen == [max(one["valid"] for one in full.tried)]
     only = scripts["full_models"].by(project.task("same"), full.way).full
     assert (only.learning_rate, only.pair) == ([full.way.learning_rate], [full.way.reading])
+    shutil.rmtree(project.store.stages)  # as on another day, elsewhere
+    ledger = scripts["full_models"].Ledger(tmp_path / "full_models.json")
+    assert scripts["full_models"].strongest(Project.load(project.root), {"same"}, Silent(), ledger)["same"] == full
+    assert not list(project.store.stages.glob("*/encoder"))
 
 
 @pytest.fixture
