@@ -24,7 +24,7 @@ from typing import Any
 
 from cells import adapted, over
 from data_projects import with_values, write_project
-from full_models import Full, Ledger, Way, by, strongest, trained
+from full_models import ROWS, Full, Ledger, Way, by, strongest, trained
 from merged_page import page, sides
 from pages import DOCS, RESULTS, page_writer
 from rich.console import Console
@@ -252,6 +252,7 @@ def first(report: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]
         "command": " ".join(["python benchmarks/merged.py DATA_FOLDER --work FOLDER", *asked]),
         "machine": machine(),
         "seeds": [],
+        "search_rows": ROWS,
         "cost": report["cost"],
         "tasks": tasks,
         "paper_rule": report["paper_rule"],
