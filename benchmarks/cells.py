@@ -7,6 +7,7 @@ project's files allow. Results go line by line into a file, so that a run that w
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -151,7 +152,9 @@ def run_all(
         line: dict[str, Any] = {"cell": asdict(cell), "about": about(cell)}
         name = _name(**line)
         if name not in done:
-            done[name] = {**line, "figures": train(cell)}
+            started = time.monotonic()
+            figures = train(cell)
+            done[name] = {**line, "figures": {**figures, "seconds": round(time.monotonic() - started, 1)}}
             with file.open("a") as out:
                 out.write(json.dumps(done[name]) + "\n")
             say(f"{number}/{len(cells)} {' '.join(map(str, line['cell'].values()))}: {done[name]['figures']}")

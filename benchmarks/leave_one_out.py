@@ -20,7 +20,7 @@ from typing import Any
 from cells import Bench, Cell, adapted, figures, over, run_all, shortened
 from command_line import words_of
 from data_projects import with_values, write_project
-from pages import DOCS, RESULTS, page_writer
+from pages import DOCS, RESULTS, page_writer, run_time
 from rich.console import Console
 
 from trunkline.atomic import write_json
@@ -91,6 +91,7 @@ def main() -> None:
         "machine": machine(),
         "train_rows": ROWS,
         "adapt": ADAPT.model_dump(mode="json"),
+        "adapt_seconds": {trunk.name: trunk.seconds for trunk in project.trunks.all()},
         "trials": rows,
     }
     write_json(options.out, found)
@@ -114,6 +115,7 @@ def text(found: dict[str, Any]) -> str:
         f"Machine: {words_of(found['machine'])}. At most",
         f"{found['train_rows']:,} train rows a task and {found['adapt']['epochs']:g} epochs of adaptation: figures",
         "compare within this page only.",
+        *run_time([*found["adapt_seconds"].values(), *(row.get("seconds") for row in rows)]),
         "",
         "One layer over [CLS], trained on the labels. The trunk as published; adapted to the other tasks, so that",
         "it never saw this one nor a text that it is judged on; adapted to all eight. Three seeds of the branch, mean",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from command_line import words_of
-from pages import DOCS, RESULTS, page_writer
+from pages import DOCS, RESULTS, page_writer, run_time
 
 RESULT = RESULTS / "levers.json"
 BASE = "as it is"
@@ -23,6 +23,7 @@ def made(found: dict[str, Any], _: Path) -> str:
         f"Written by `{found['command']}`; every run is in `benchmarks/results/levers.json`.",
         f"Machine: {words_of(found['machine'])}. At most",
         f"{found['train_rows']:,} train rows and 5 epochs: figures compare within this page only.",
+        *run_time([row.get("seconds") for rows in found["trunks"].values() for row in rows]),
         "",
         "The branch as it is: one layer over [CLS] at fork 4, trained on the labels. Each row changes one thing about",
         "it. Figures are the change on `valid` against the branch as it is, the mean over seeds with the lowest and",

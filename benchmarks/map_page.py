@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from command_line import words_of
-from pages import DOCS, RESULTS, page_writer
+from pages import DOCS, RESULTS, page_writer, run_time
 
 RESULT = RESULTS / "map.json"
 Rows = Sequence[dict[str, Any]]
@@ -31,6 +31,7 @@ def text(found: dict[str, Any], drawn: str) -> str:
         f"{found['train_rows']:,} train rows and few epochs a task, so figures compare within this page only. Trunk as",
         "published, branches trained on the labels alone. Small sets (three seeds) show the mean. `valid` is what",
         "choices are made by; figures of the reported split are in the file.",
+        *run_time([cell.get("seconds") for cell in cells]),
         "",
         f"![Quality on valid by fork and own layers, one map for each task and reading]({drawn})",
         "",

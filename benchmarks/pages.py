@@ -39,6 +39,12 @@ def page_writer(committed: Path, place: Path, made: Callable[[dict[str, Any], Pa
     return write_page
 
 
+def run_time(seconds: Sequence[float | None]) -> list[str]:
+    """How long training took, part after part, as a line of a page; none where that of any part is not known."""
+    known = [one for one in seconds if one is not None]
+    return [f"Training took {sum(known) / 3600:.1f} hours."] if known and len(known) == len(seconds) else []
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """A table in Markdown."""
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]

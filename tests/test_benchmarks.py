@@ -557,6 +557,7 @@ def test_a_task_that_was_left_out_is_compared_over_three_trunks(
     assert len(trials) == 3 * 2
     assert sorted(path.name for path in (pairs / "trunks").iterdir()) == ["all", "without-cola", "without-mrpc"]
     assert "| mrpc | 5 | " in page.read_text()
+    assert "Training took 0.0 hours." in page.read_text()
 
 
 def test_what_exits_save_is_measured_alone_and_merged(

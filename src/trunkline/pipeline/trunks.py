@@ -264,6 +264,7 @@ class Trunks:
             valid=result["valid"],
             data={task: given["needs"][0] for task, given in fields["tasks"].items()},
             settings={**fields["settings"], **asked},
+            seconds=result["seconds"],
         )
         write_json(scratch / ABOUT, trunk.model_dump(mode="json"))
         if not publish_folder(scratch, self.folder / name):
