@@ -62,6 +62,7 @@ SCRIPTS = (
     "serving_cost_page",
     "soak",
     "teachers",
+    "training_steps",
 )
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ROUND = {
@@ -558,6 +559,20 @@ def test_a_task_that_was_left_out_is_compared_over_three_trunks(
     assert sorted(path.name for path in (pairs / "trunks").iterdir()) == ["all", "without-cola", "without-mrpc"]
     assert "| mrpc | 5 | " in page.read_text()
     assert "Training took 0.0 hours." in page.read_text()
+
+
+def test_steps_of_both_kinds_are_timed_for_branches_and_for_all_weights(
+    scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script, out = scripts["training_steps"], tmp_path / "out.json"
+    monkeypatch.setattr(script, "OWN", (1,))
+    monkeypatch.setattr(script, "TOKENS", (4,))
+    monkeypatch.setattr(script, "ROWS", 2)
+    monkeypatch.setattr(sys, "argv", ["training_steps.py", "--rounds", "1", "--out", str(out)])
+    script.main()
+    steps = json.loads(out.read_text())["steps"]
+    assert [(one["own"], one["tokens"]) for one in steps] == [(1, 4), (script.FULL, 4)]
+    assert all(one["whole"] > 0 and one["first"] > 0 for one in steps)
 
 
 def test_what_exits_save_is_measured_alone_and_merged(

@@ -126,7 +126,8 @@ def test_the_report_shows_each_keep_with_its_speed_and_speed_0_as_it_was_measure
         assert row["valid"] == points[row["speed"]].quality
         assert row["keep"] is None or row["valid"] >= row["keep"] * points[0].quality
     [chosen] = [c for c in about["candidates"] if c["chosen"]]
-    assert (exits["speeds"][0]["valid"], exits["speeds"][0]["reported"]) == (chosen["valid"], chosen["reported"])
+    speed_0 = [exits["speeds"][0][split] for split in ("valid", "reported")]
+    assert speed_0 == pytest.approx([chosen["valid"], chosen["reported"]], abs=1e-4)
     assert (exits["speeds"][0]["layers"], exits["speeds"][0]["time"]) == (1.0, 1.0)
 
 
@@ -175,7 +176,8 @@ def test_exits_of_one_task_leave_all_else_as_it_is(done: Path) -> None:
     assert trained.endswith("/s13/exits")
     assert chosen == trained.removesuffix("exits") + "speeds"
     measured = [line for line in heard.said if "shapes" in line]
-    assert measured == [f"measuring 4 shapes at batch {batch} x 8 tokens" for batch in (2, 1)]
+    shapes = 4 if spec(done, "slots").layers > 1 else 2  # with exits between own layers
+    assert measured == [f"measuring {shapes} shapes at batch {batch} x 8 tokens" for batch in (2, 1)]
     after = contents(done)
     assert {task for task in before if after[task] != before[task]} == {"slots"}
     assert own_weights(files(done)["slots"]) == own_weights(plain["slots"])

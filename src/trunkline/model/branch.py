@@ -30,7 +30,8 @@ from trunkline.model.exits import ExitSpec, new_exit
 from trunkline.model.few import few_layer
 from trunkline.model.heads import Head, Pooling, masked_mean
 from trunkline.model.scope import Scope, ScopeSpec
-from trunkline.model.tokens import TokenRow
+from trunkline.model.source import LATENTS
+from trunkline.model.tokens import TokenBatch, TokenRow
 from trunkline.project.speed import Rule, SpeedPoint
 from trunkline.project.tasks import Kind
 
@@ -191,10 +192,10 @@ class Branch(nn.Module):
         return self.watched(encoder, states, masks)[0]
 
     def watched(
-        self, encoder: Encoder, states: Sequence[Tensor], masks: Sequence[Tensor]
+        self, encoder: Encoder, states: Sequence[Tensor], masks: Sequence[Tensor], *, first: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
         """What `forward` gives, and the states after each own layer, (B, Ta + Tb, H) for texts read apart; none of
-        latents.
+        latents. With `first` the last layer runs for position 0 alone, (B, 1, H), where nothing else of it is read.
         """
         each: list[Tensor] = []
         sizes = [text.shape[1] for text in states]
@@ -209,7 +210,12 @@ class Branch(nn.Module):
             latents = latents_alone(encoder, self.spec, self.layers[self.spec.crossing :], latents)
             logits: Tensor = self.head((self.norm(latents),), tuple(masks))
         else:
-            each = list(layer_states(encoder, self.layers, self.spec.fork, joined, mask))
+            first = first and first_alone(self.spec, encoder) and len(self.layers) > 0
+            whole = self.layers[:-1] if first else self.layers
+            each = list(layer_states(encoder, whole, self.spec.fork, joined, mask))
+            if first:
+                each.append(first_state(encoder, self.layers[-1], each[-1] if each else joined, mask))
+                sizes = [1]
             joined = self.norm(each[-1] if each else joined)
             logits = self.head(joined.split(sizes, dim=1), tuple(masks))
         return in_unit(self.spec, logits), each
@@ -249,6 +255,29 @@ def layer_states(encoder: Encoder, layers: nn.ModuleList, index: int, states: Te
     for place, layer in enumerate(layers, index):
         states = encoder.run(layer, place, states, context)
         yield states
+
+
+def first_alone(spec: BranchSpec, encoder: Encoder) -> bool:
+    """Whether the layer below the head may be trained for position 0 alone: no other is read, and the family can."""
+    return spec.pooling is Pooling.CLS and encoder.family in LATENTS
+
+
+def states_to(encoder: Encoder, batch: TokenBatch, depth: int, *, first: bool) -> list[Tensor]:
+    """The states (B, T, H) before an encoder's first layer and after each, to `depth`; after that one, with `first`,
+    of position 0 alone, (B, 1, H).
+    """
+    if not first:
+        return encoder.hidden_states(batch, depth)
+    states = encoder.hidden_states(batch, depth - 1)
+    return [*states, first_state(encoder, encoder.layers[depth - 1], states[-1], batch.mask)]
+
+
+def first_state(encoder: Encoder, layer: nn.Module, states: Tensor, mask: Tensor) -> Tensor:
+    """What a layer of a family in `LATENTS` makes of position 0 of states (B, T, H), (B, 1, H): the same as where it
+    runs for all, for a fraction of the work.
+    """
+    found: Tensor = few_layer(layer, encoder, absorb=False)(states[:, :1], states, mask.bool())
+    return found
 
 
 def run_layers(encoder: Encoder, layers: nn.ModuleList, index: int, states: Tensor, mask: Tensor) -> Tensor:

@@ -79,11 +79,11 @@ class Encoder(nn.Module):
         """Run layer `index`, this encoder's or a branch's own copy of it, on states (B, T, H)."""
         return self._seam.run(self.model, layer, index, states, context)
 
-    def hidden_states(self, batch: TokenBatch) -> list[Tensor]:
-        """The states before the first layer and after each one: depth + 1 tensors (B, T, H)."""
+    def hidden_states(self, batch: TokenBatch, depth: int | None = None) -> list[Tensor]:
+        """The states before the first layer and after each one, to `depth` or of all: depth + 1 tensors (B, T, H)."""
         states = [self.embed(batch.ids, batch.types, batch.mask)]
         context = self.context(batch.mask, states[0].dtype)
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.layers[:depth]):
             states.append(self.run(layer, index, states[-1], context))
         return states
 

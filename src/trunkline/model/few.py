@@ -8,7 +8,8 @@ The projections of keys and values may be absorbed: moved to where a row has N v
 Keys stay projected where they depend on their position (ModernBERT's rotation, DeBERTa's position embeddings): the
 absorbed query would have to be made anew for every position. Values never depend on it. A query stands at position 0.
 
-Knows layers; nothing of branches, nor of when which form is used. All that a layer is made of comes from the layer
+Knows layers; nothing of branches, nor of when which form is used. Dropout is in it for the families whose layers are
+trained so (`source.LATENTS`). All that a layer is made of comes from the layer
 itself and is shared with it, but for families that fuse projections: theirs are detached copies.
 
 Notation: B rows, T tokens, H width, N heads, D width of a head, m queries.
@@ -37,20 +38,24 @@ class FewQueries(nn.Module):
     """Attention of m queries over all states of a row; `keys` and `values` say how states are scored and summed.
 
     `forward` takes queries (B, m, H), states (B, T, H) and a mask (B, T), and gives (B, m, N * D), not yet projected.
+    `dropout` is that of the weights, in training.
     """
 
-    def __init__(self, query: nn.Linear, keys: nn.Module, values: nn.Module, heads: int) -> None:
+    def __init__(
+        self, query: nn.Linear, keys: nn.Module, values: nn.Module, heads: int, dropout: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.query = query
         self.keys = keys
         self.values = values
         self.heads = heads
+        self.dropout = dropout or nn.Identity()
 
     def forward(self, queries: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         q = _heads(self.query(queries), self.heads)  # (B, N, m, D)
         scores = self.keys(q, states, mask)  # (B, N, m, T)
         weights = scores.masked_fill(~mask[:, None, None, :], float("-inf")).softmax(-1)
-        context: Tensor = self.values(weights, states)  # (B, m, N * D)
+        context: Tensor = self.values(self.dropout(weights), states)  # (B, m, N * D)
         return context
 
 
@@ -230,12 +235,13 @@ class _PreNorm(nn.Module):
 def _bert(layer: Layer, encoder: Encoder, absorb: bool) -> FewLayer:
     attention = layer.attention.self
     parts = (attention.query, attention.key, attention.value)
+    few = _attention(*parts, attention.num_attention_heads, absorb, dropout=attention.dropout)
     output = layer.attention.output
-    return _like_bert(layer, _attention(*parts, attention.num_attention_heads, absorb), output.dense, output.LayerNorm)
+    return _like_bert(layer, few, nn.Sequential(output.dense, output.dropout), output.LayerNorm)
 
 
 def _like_bert(layer: Layer, few: FewQueries, project: nn.Module, norm: nn.Module) -> FewLayer:
-    feed = nn.Sequential(layer.intermediate, layer.output.dense)
+    feed = nn.Sequential(layer.intermediate, layer.output.dense, layer.output.dropout)
     return FewLayer(nn.Identity(), few, _PostNorm(project, norm, feed, layer.output.LayerNorm))
 
 
@@ -243,14 +249,15 @@ def _distilbert(layer: Layer, encoder: Encoder, absorb: bool) -> FewLayer:
     attention = layer.attention
     parts = (attention.q_lin, attention.k_lin, attention.v_lin)
     rest = _PostNorm(attention.out_lin, layer.sa_layer_norm, layer.ffn, layer.output_layer_norm)
-    return FewLayer(nn.Identity(), _attention(*parts, attention.n_heads, absorb), rest)
+    return FewLayer(nn.Identity(), _attention(*parts, attention.n_heads, absorb, dropout=attention.dropout), rest)
 
 
 def _mpnet(layer: Layer, encoder: Encoder, absorb: bool) -> FewLayer:
     attention = layer.attention.attn
-    few = _attention(attention.q, attention.k, attention.v, attention.num_attention_heads, absorb)
+    parts = (attention.q, attention.k, attention.v)
+    few = _attention(*parts, attention.num_attention_heads, absorb, dropout=attention.dropout)
     few.keys = _BiasedKeys(few.keys, encoder)
-    return _like_bert(layer, few, attention.o, layer.attention.LayerNorm)
+    return _like_bert(layer, few, nn.Sequential(attention.o, layer.attention.dropout), layer.attention.LayerNorm)
 
 
 def _modernbert(layer: Layer, encoder: Encoder, absorb: bool) -> FewLayer:
@@ -332,13 +339,19 @@ _LAYERS: dict[str, Callable[[Layer, Encoder, bool], FewLayer]] = {
 
 
 def _attention(
-    query: nn.Linear, key: nn.Linear, value: nn.Linear, heads: int, absorb: bool, terms: int = 1
+    query: nn.Linear,
+    key: nn.Linear,
+    value: nn.Linear,
+    heads: int,
+    absorb: bool,
+    terms: int = 1,
+    dropout: nn.Module | None = None,
 ) -> FewQueries:
     """Attention by content alone, both projections absorbed or neither."""
     scale = _scale(key, heads, terms)
     keys = AbsorbedKeys(key, heads, scale) if absorb else PlainKeys(key, scale)
     values = AbsorbedValues(value, heads) if absorb else PlainValues(value)
-    return FewQueries(query, keys, values, heads)
+    return FewQueries(query, keys, values, heads, dropout)
 
 
 def _scale(key: nn.Linear, heads: int, terms: int = 1) -> float:

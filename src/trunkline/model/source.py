@@ -26,7 +26,9 @@ TRUNKS = "trunks"
 """Folder of a project's own trunks; names that begin with it are never looked up on the hub."""
 FAMILIES = ("bert", "deberta", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta")
 LATENTS = ("bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
-"""Families whose layers can be trained for latents: their attention asks little of positions, and fuses nothing."""
+"""Families whose layers can be trained for few queries, as of latents: their attention asks little of positions, and
+fuses nothing.
+"""
 _REFUSED = {
     "albert": "ALBERT shares one group of layers among all depths, so a branch could have no layers of its own",
 }

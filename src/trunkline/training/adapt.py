@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trunkline.model.branch import Branch, Reading, new_branch
+from trunkline.model.branch import Branch, Reading, first_alone, new_branch, states_to
 from trunkline.model.encoders import Encoder
 from trunkline.model.tokens import TokenRow
 from trunkline.project.data import TaskData
@@ -124,7 +124,9 @@ class ManyHeads(nn.Module):
         """Logits of these rows of a task by depth."""
         device = next(self.encoder.parameters()).device
         batches = [batch.to(device) for batch in examples.token_batches(rows, self.encoder)]
-        states = [self.encoder.hidden_states(batch) for batch in batches]
+        top = max(depths)
+        first = first_alone(self.branch(name, top).spec, self.encoder)
+        states = [states_to(self.encoder, batch, top, first=first) for batch in batches]
         masks = [batch.mask for batch in batches]
         return {
             depth: self.branch(name, depth)(self.encoder, [text[depth] for text in states], masks) for depth in depths

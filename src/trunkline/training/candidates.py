@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trunkline.model.branch import Branch, Reading, new_branch
+from trunkline.model.branch import Branch, Reading, first_alone, new_branch, states_to
 from trunkline.model.encoders import Encoder
 from trunkline.model.heads import Pooling
 from trunkline.project.stage_settings import TrainSettings
@@ -62,8 +62,7 @@ class OverStates(nn.Module):
         self._states = material.states(pool, branch.spec.reading, branch.spec.fork)
 
     def forward(self, rows: BatchRows) -> Tensor:
-        logits: Tensor = self.branch(self._encoder[0], *self.read(rows))
-        return logits
+        return self.branch.watched(self._encoder[0], *self.read(rows), first=True)[0]
 
     def read(self, rows: BatchRows) -> tuple[list[Tensor], list[Tensor]]:
         """The states (B, T, H) and masks (B, T) of each slot that the branch is fed with."""
@@ -83,10 +82,10 @@ class Follower(OverStates):
 
     def forward(self, rows: BatchRows) -> Tensor:
         states, masks = self.read(rows)
-        logits, own = self.branch.watched(self._encoder[0], states, masks)
+        logits, own = self.branch.watched(self._encoder[0], states, masks, first=True)
         if self.training:
             with torch.no_grad():
-                _, aims = self._teacher[0].watched(self._encoder[0], states, masks)
+                _, aims = self._teacher[0].watched(self._encoder[0], states, masks, first=True)
             self._apart = hidden_loss(self.branch, own, aims, masks, self._layer_map)
         return logits
 
@@ -114,7 +113,8 @@ class WholeEncoder(nn.Module):
     def forward(self, rows: BatchRows) -> Tensor:
         device = next(self.branch.parameters()).device
         batches = [batch.to(device) for batch in self._examples[0].token_batches(rows, self.encoder)]
-        states = [self.encoder.hidden_states(batch)[-1] for batch in batches]
+        first = first_alone(self.branch.spec, self.encoder)
+        states = [states_to(self.encoder, batch, self.encoder.depth, first=first)[-1] for batch in batches]
         logits: Tensor = self.branch(self.encoder, states, [batch.mask for batch in batches])
         return logits
 

@@ -162,7 +162,7 @@ def _loss(material: TaskMaterial, student: Branch, lesson: Lesson, teaching: Tea
         read, mask = LiveStates(material.trunk, SlotTexts.of(tokens), spec.fork).batch(range(len(lesson)))
         states.append(read.to(device))
         masks.append(mask.to(device))
-    logits: Tensor = student(encoder, states, masks)
+    logits, _ = student.watched(encoder, states, masks, first=True)
     aims = aims_of(spec.kind, lesson.said, teaching)
     keep = word_starts(firsts, logits.shape[1]) if firsts else torch.ones(len(lesson))
     parts = logits.chunk(len(aims), dim=-1)

@@ -131,10 +131,11 @@ def hidden_loss(
     """
     mask = torch.cat(list(masks), dim=1).bool()  # (B, T)
     distances = []
-    for place, aim in enumerate(compared(layer_map, len(own), len(aims))):
-        apart = (own[place].float() - aims[aim].float()).square().mean(-1)  # (B, T)
-        last = place == len(own) - 1 and student.spec.pooling is Pooling.CLS
-        distances.append(apart[:, 0].mean() if last else apart[mask].mean())
+    for place, number in enumerate(compared(layer_map, len(own), len(aims))):
+        states, aim, counted = own[place], aims[number], mask
+        if place == len(own) - 1 and student.spec.pooling is Pooling.CLS:
+            states, aim, counted = states[:, :1], aim[:, :1], mask[:, :1]
+        distances.append((states.float() - aim.float()).square().mean(-1)[counted].mean())
     return torch.stack(distances).mean()
 
 
