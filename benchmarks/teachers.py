@@ -65,6 +65,8 @@ SEEDS = (13, 14, 15)
 OWN, APART = 3, 3
 """Layers of a student, and of the teacher that reads texts apart."""
 TEACHERS = ("self", "full@14", f"tune:{APART}/separate@15")
+EPOCHS = {"boolq": 3.0}
+"""Where fewer do than `examples/glue` has: the texts are long."""
 RATE = 1e-4
 """Learning rate of all teachers and students."""
 ROUNDS = 5
@@ -154,13 +156,14 @@ def write(rows: Sequence[dict[str, Any]], choice: Choice, options: argparse.Name
 def prepared(project: Project, name: str) -> Project:
     """The project with this task alone: its teachers, and students of all of them, of each, and of none."""
     settings, task = project.files.settings, project.task(name)
+    epochs = EPOCHS.get(name, task.tune.epochs)
     search = with_values(settings.search, seeds=len(SEEDS))
     taught = {"teachers": list(TEACHERS), "compare": True, "mode": ["mean", "heads"]}
     task = with_values(
         task,
-        tune=with_values(task.tune, layers=sorted({APART, project.source.depth}), learning_rate=RATE),
-        full=with_values(task.full, learning_rate=[RATE], pair=["joint"]),
-        distill=with_values(task.distill, layers=[OWN], learning_rate=RATE, **taught),
+        tune=with_values(task.tune, layers=sorted({APART, project.source.depth}), learning_rate=RATE, epochs=epochs),
+        full=with_values(task.full, learning_rate=[RATE], pair=["joint"], epochs=epochs),
+        distill=with_values(task.distill, layers=[OWN], learning_rate=RATE, epochs=epochs, **taught),
     )
     settings = with_values(settings, seed=SEEDS[0], search=search)
     return project.over(replace(project.files, settings=settings, tasks={name: task}))
