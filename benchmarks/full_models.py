@@ -51,16 +51,20 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._models: dict[str, dict[str, Any]] = read_result(path).get("models", {})
+
+    @property
+    def _models(self) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = read_result(self.path).get("models", {})
+        return found
 
     def metrics(self, key: str) -> dict[str, dict[str, float]] | None:
         """What the model of a stage came to by split, None where it is not known."""
-        return self._models[key]["metrics"] if key in self._models else None
+        found = self._models.get(key)
+        return None if found is None else found["metrics"]
 
     def add(self, key: str, about: dict[str, Any]) -> None:
         """Write down one more, with what a reader wants to know about it, beside what others wrote meanwhile."""
-        self._models = {**read_result(self.path).get("models", {}), key: about}
-        order = sorted(self._models.items(), key=lambda item: (item[1]["id"], item[1]["rows"], item[0]))
+        order = sorted({**self._models, key: about}.items(), key=lambda item: (item[1]["id"], item[1]["rows"], item[0]))
         command = "python benchmarks/merged.py DATA_FOLDER --work FOLDER --set SET"
         write_json(self.path, {"command": command, "models": dict(order)})
 

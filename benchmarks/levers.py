@@ -189,6 +189,14 @@ class Taught:
         return found
 
 
+class OverAll(OverStates):
+    """A branch whose last layer runs for all tokens, though its head reads [CLS]: its states are compared."""
+
+    def forward(self, rows: BatchRows) -> Tensor:
+        logits: Tensor = self.branch(self._encoder[0], *self.read(rows))
+        return logits
+
+
 class Mixed(nn.Module):
     """A branch over a learned mix of the states at the fork and at depths below it (as ELMo, Peters et al. 2018)."""
 
@@ -231,7 +239,9 @@ def trained(bench: Bench, taught: Taught, recipe: Recipe, seed: int) -> Trained:
     weights = nn.Parameter(torch.tensor([0.0] * (recipe.mixed - 1) + [2.0]))
 
     def module(pool: str) -> nn.Module:
-        return OverStates(material, branch, pool) if recipe.mixed == 1 else Mixed(material, branch, weights, pool)
+        if recipe.mixed > 1:
+            return Mixed(material, branch, weights, pool)
+        return (OverAll if recipe.hidden or recipe.relation else OverStates)(material, branch, pool)
 
     loss = gold(material, branch)
     if recipe.taught:
@@ -249,13 +259,14 @@ def with_states(loss: SoftLoss, branch: Branch, aims: dict[int, Tensor], recipe:
     branch.head.register_forward_pre_hook(lambda _, given: seen.__setitem__(slice(None), given[0][:1]))
 
     def both(rows: BatchRows, logits: Tensor, targets: Tensor) -> Tensor:
-        states = seen[0].float()  # (B, T, H)
+        states = seen[0].float()  # (B, T, H), or (B, 1, H) where [CLS] alone is compared
         wanted = nn.utils.rnn.pad_sequence([aims[int(row)] for row in rows], batch_first=True)  # (B, T' <= T, H)
+        if recipe.hidden_cls and not (recipe.hidden or recipe.relation):
+            return loss(rows, logits, targets) + recipe.hidden_cls * (states[:, 0] - wanted[:, 0]).square().mean()
         states = states[:, : wanted.shape[1]]
         mask = torch.stack([torch.arange(wanted.shape[1]) < len(aims[int(row)]) for row in rows])  # (B, T')
         total = loss(rows, logits, targets)
         total = total + recipe.hidden * (states - wanted).square().mean(-1)[mask].mean()
-        total = total + recipe.hidden_cls * (states[:, 0] - wanted[:, 0]).square().mean()
         return total + recipe.relation * relations(states, wanted, mask) if recipe.relation else total
 
     return both

@@ -114,7 +114,7 @@ def main() -> None:
         published_only(options, chosen, ledger)
         return
     found: dict[str, Any] = json.loads(out.read_text()) if options.more else {}
-    if not all("id" in task for task in found.get("tasks", {}).values()):
+    if found and not (all("id" in task for task in found["tasks"].values()) and "search_rows" in found):
         parser.error(f"{out} is of before --more: measure it anew")
     for seed in options.seeds:
         project = with_seed(Project.load(options.work), seed)

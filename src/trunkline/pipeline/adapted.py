@@ -40,7 +40,7 @@ class AdaptedTrunk(BaseModel):
     data: dict[str, str]
     settings: dict[str, Any]
     seconds: float | None = None
-    """Training took, without the teachers; None of trunks that an early version made."""
+    """Training took, without the teachers, in the process that ended it; None of trunks that an early version made."""
 
 
 def adapted_trunks(root: Path) -> list[AdaptedTrunk]:

@@ -67,11 +67,12 @@ def compared(assembly: Assembly, options: Options, task: str, ensemble: Ensemble
     for one in of_group.values():
         for teachers in zip(*(stage.teachers for stage in one.stages), strict=True):
             named.setdefault(teachers[0].called, list(teachers))
+    together = [ensemble(stage) for stage in of_all.stages]
     return {
         "teachers": [_teacher(assembly, options, task, teachers) for teachers in named.values()],
         "all": list(of_all.group),
         "ensemble": {
-            name: _mean(one.get(split, {}).get(metric) for one in map(ensemble, of_all.stages))
+            name: _mean(one.get(split, {}).get(metric) for one in together)
             for name, split in (("valid", "valid"), ("reported", _split(assembly, task)))
         },
         "students": [

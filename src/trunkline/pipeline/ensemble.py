@@ -22,22 +22,17 @@ ENSEMBLE_VERSION = 2
 def ensemble(shop: Workshop, student: Stage) -> dict[str, dict[str, float]]:
     """The metrics, on `valid` and on the reported split, of what the teachers of a finished student say together.
 
-    None are told for soft labels in a file, in the mode `best`, which looks at the labels, and of a split where an
-    early version did not keep the answers of a foreign teacher.
+    None are told for soft labels in a file, nor in the mode `best`, which looks at the labels.
     """
     if Mode(student.fields.get("mode", Mode.MEAN)) is Mode.BEST:
         return {}
     ids = [teacher.stage for teacher in student.teachers if teacher.stage is not None]
     if len(ids) < len(student.teachers):
         return {}
-    data = shop.data(student.task)
-    splits = {VALID: data.fit.take(data.valid), data.main_split: data.reported[data.main_split]}
-    splits = {split: rows for split, rows in splits.items() if all(_kept(shop, id, split) for id in ids)}
     teaching = teaching_of(student.fields, student.teachers)
     fields = {
         "ensemble": ENSEMBLE_VERSION,
         "teachers": [shop.graph.keys[id] for id in ids],
-        "splits": list(splits),
         "mode": teaching.mode.value,
         "temperature": teaching.temperature,
         "weights": list(teaching.weights),
@@ -46,7 +41,8 @@ def ensemble(shop: Workshop, student: Stage) -> dict[str, dict[str, float]]:
     def ask(_artifacts: Path, _work: Path) -> dict[str, Any]:
         from trunkline.training.teaching import together
 
-        kind = shop.files.tasks[student.task].kind
+        data, kind = shop.data(student.task), shop.files.tasks[student.task].kind
+        splits = {VALID: data.fit.take(data.valid), data.main_split: data.reported[data.main_split]}
         metrics = {}
         for split, rows in splits.items():
             said = together(kind, [_logits(shop, id, split) for id in ids], teaching)
@@ -59,16 +55,7 @@ def ensemble(shop: Workshop, student: Stage) -> dict[str, dict[str, float]]:
     return found
 
 
-def _kept(shop: Workshop, id: str, split: str) -> bool:
-    """Whether what a teacher says of a split is there, or can be had from its model."""
-    return shop.graph.stages[id].kind is not StageKind.TEACH or _file(shop, id, split).is_file()
-
-
-def _file(shop: Workshop, id: str, split: str) -> Path:
-    return shop.store.stages / shop.graph.keys[id] / logits_file(split)
-
-
 def _logits(shop: Workshop, id: str, split: str) -> Any:
     if shop.graph.stages[id].kind is StageKind.TEACH:
-        return load_logits(_file(shop, id, split))
+        return load_logits(shop.store.stages / shop.graph.keys[id] / logits_file(split))
     return shop.taught(id, split)

@@ -234,7 +234,7 @@ def _students(
                 "reading": reading,
                 "from": tuned,
                 "layers": layers,
-                **({"latents": latents, "crossing": min(distill.crossing, layers)} if latents else {}),
+                **({"latents": latents, "crossing": min(distill.crossing, layers), "version": 2} if latents else {}),
             }
             needs = [tune.id]  # they always take part: the student starts from them or reads at their fork
             if init == PRETRAINED:

@@ -51,7 +51,7 @@ class StageKind(StrEnum):
 VERSIONS = {
     StageKind.PREPARE: 1,
     StageKind.FULL: 2,
-    StageKind.TEACH: 1,
+    StageKind.TEACH: 2,
     StageKind.TUNE: 3,
     StageKind.PRETRAIN: 1,
     StageKind.DISTILL: 3,
@@ -59,7 +59,7 @@ VERSIONS = {
     StageKind.EXITS: 5,
     StageKind.SPEEDS: 1,
 }
-"""Raised when a stage would give another result from the same fields."""
+"""Raised when a stage would give another result from the same fields; another draw of the same dropout is none."""
 
 FINISHING = (StageKind.SCOPE, StageKind.EXITS, StageKind.SPEEDS)
 """What a selected branch goes through, in this order, where its task asks for it."""

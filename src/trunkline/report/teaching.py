@@ -85,7 +85,8 @@ def read_teaching(data: Mapping[str, Any]) -> Teaching | None:
     """The report's data on teachers, typed; None where there are none to compare."""
     if not data:
         return None
-    ensemble = mapping(data.get("ensemble"))
+    known = data.get("ensemble")
+    ensemble = {"valid": known} if isinstance(known, float) else mapping(known)  # a number in reports of before
     return Teaching(
         teachers=tuple(_teacher(mapping(one)) for one in data.get("teachers") or ()),
         everyone=tuple(text(name) for name in data.get("all") or ()),
