@@ -11,6 +11,8 @@ from command_line import words_of
 from pages import DOCS, RESULTS, page_writer, run_time
 
 RESULT = RESULTS / "map.json"
+_BRIGHT = 0.7
+"""Where a colour is so bright that figures on it are black, of the way from worst to best."""
 Rows = Sequence[dict[str, Any]]
 
 
@@ -112,7 +114,7 @@ def draw(cells: Rows, path: Path) -> None:
     from matplotlib import pyplot
 
     keys = _keys(cells)
-    columns = 4
+    columns = min(4, len(keys))
     rows = -(-len(keys) // columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(3.4 * columns, 2.2 * rows), squeeze=False)
     for axis in axes.flat[len(keys) :]:
@@ -128,7 +130,8 @@ def draw(cells: Rows, path: Path) -> None:
         forks = sorted({fork for _, fork in values})
         grid = [[values.get((layers, fork), float("nan")) for fork in forks] for layers in range(4)]
         top = statistics.mean(full) if full else None
-        axis.imshow(grid, aspect="auto", cmap="viridis", vmax=max([*values.values(), *([top] if top else [])]))
+        vmax = max([*values.values(), *([top] if top else [])])
+        image = axis.imshow(grid, aspect="auto", cmap="viridis", vmax=vmax)
         for (layers, fork), value in values.items():
             axis.text(
                 forks.index(fork),
@@ -137,7 +140,7 @@ def draw(cells: Rows, path: Path) -> None:
                 ha="center",
                 va="center",
                 fontsize=7,
-                color="white",
+                color="black" if image.norm(value) > _BRIGHT else "white",
             )
         axis.set_xticks(range(len(forks)), [str(fork) for fork in forks], fontsize=7)
         axis.set_yticks(range(4), [str(layers) for layers in range(4)], fontsize=7)
