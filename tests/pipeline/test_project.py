@@ -210,7 +210,7 @@ def test_costs_are_measured_again_only_where_that_is_asked_for(done: Path) -> No
         found = stages(done)
         return {key: found[key] for key in found if "machine" in Project.load(done).store.get(key).fields}
 
-    before, trained, files = measured(), stages(done), branches(done)
+    before, trained = measured(), stages(done)
     Project.load(done).run(reselect=True)
     assert measured() == before
     [costs] = [key for key in before if "shapes" in Project.load(done).store.get(key).fields]
@@ -223,12 +223,12 @@ def test_costs_are_measured_again_only_where_that_is_asked_for(done: Path) -> No
     result = Project.load(done).run(["slots"], remeasure=True, show=heard)
     assert heard.stages == []
     assert result.report["tasks"]["slots"]["baseline"]["ms"] < 1e4
-    assert measured().keys() == before.keys()
-    assert all(measured()[key] != before[key] for key in before)
-    assert {key: each for key, each in stages(done).items() if key not in before} == {
+    # New times may choose other candidates; they train nothing and write no stage anew that is not about time.
+    assert all(measured().get(key) != before[key] for key in before)
+    assert costs in measured()
+    assert {key: stages(done)[key] for key in trained if key not in before} == {
         key: each for key, each in trained.items() if key not in before
     }
-    assert branches(done) == files
 
 
 def test_a_quality_out_of_reach_is_not_met_and_the_best_is_taken(done: Path) -> None:
