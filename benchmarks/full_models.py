@@ -17,7 +17,7 @@ from typing import Any
 from data_projects import with_values
 from kept import read_result
 
-from trunkline.atomic import write_json
+from trunkline.atomic import exclusive, write_json
 from trunkline.machine import machine
 from trunkline.pipeline.progress import Show
 from trunkline.pipeline.project import Project
@@ -64,9 +64,11 @@ class Ledger:
 
     def add(self, key: str, about: dict[str, Any]) -> None:
         """Write down one more, with what a reader wants to know about it, beside what others wrote meanwhile."""
-        order = sorted({**self._models, key: about}.items(), key=lambda item: (item[1]["id"], item[1]["rows"], item[0]))
         command = "python benchmarks/merged.py DATA_FOLDER --work FOLDER --set SET"
-        write_json(self.path, {"command": command, "models": dict(order)})
+        with exclusive(self.path.with_suffix(".lock")):
+            models = {**self._models, key: about}
+            order = sorted(models.items(), key=lambda item: (item[1]["id"], item[1]["rows"], item[0]))
+            write_json(self.path, {"command": command, "models": dict(order)})
 
 
 def strongest(project: Project, large: Collection[str], show: Show, ledger: Ledger) -> dict[str, Full]:

@@ -7,10 +7,12 @@ Pairs are made by recombining queries and passages of the train splits of questi
 is reported on is among them. `trunkline teach` has them scored by the full model of one of these sets, and a stage of
 its project has a student of one layer learn from the shards. Each runs in a process of its own; the resident memory of
 all that it starts is added up several times a second. It is killed a random time after it got to some random place, and
-begun again. What was there must stay: shards the same files, evaluations of the student the same numbers. What a kill
-interrupts is done anew: the shard that each process had in hand, or what was learned since the last checkpoint; the
-result says how many rows that may have been. Training the teacher is not part of what is measured. Should this script
-itself be stopped, the same command goes on: that counts as a kill more. Exit code 1 if anything was lost or made again.
+begun again; a kill takes all of its processes at once. What was there must stay: shards the same files, evaluations of
+the student the same numbers, and never fewer. What a kill interrupts is done anew: the shard that each process had in
+hand, or what was learned since the last checkpoint; the result says how many rows that may have been. In the end the
+ids in the shards are counted: each pair once. Training the teacher is not part of what is measured. Should this script
+itself be stopped, the same command goes on: that counts as a kill more. Exit code 1, with what is wrong, if anything
+was lost, made again or has no answer, if there were fewer kills than asked for, or if memory reached `MOST_GIB`.
 
 Result: benchmarks/results/shards.json.
 """
@@ -19,18 +21,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import torch
 from data_projects import write_project
+from numpy.typing import NDArray
 
 from trunkline.atomic import write_json
 from trunkline.machine import machine
@@ -51,6 +57,7 @@ PAUSE = 0.25
 """Seconds between two looks at memory and at what there is."""
 MOST_DELAY = 20.0
 """Seconds, at most, between a place and the kill."""
+MOST_GIB = 4.0
 WRITTEN_AT_ONCE = 100_000
 NOTED = 5.0
 """Seconds between two notes of how far a run is."""
@@ -74,8 +81,9 @@ def recombine(texts: Sequence[str], pairs: Sequence[str], path: Path, count: int
             size = min(WRITTEN_AT_ONCE, count - start)
             picks = zip(rng.integers(len(queries), size=size), rng.integers(len(passages), size=size), strict=True)
             file.writelines(
-                json.dumps({"text": queries[query], "text_pair": passages[passage]}, ensure_ascii=False) + "\n"
-                for query, passage in picks
+                json.dumps({"id": id, "text": queries[query], "text_pair": passages[passage]}, ensure_ascii=False)
+                + "\n"
+                for id, (query, passage) in enumerate(picks, start)
             )
     staging.replace(path)
 
@@ -88,6 +96,23 @@ def resident(pid: int) -> int:
     except (OSError, IndexError):
         return 0  # it has ended
     return pages * 4096 + sum(resident(int(child)) for child in children)
+
+
+def alive(group: int) -> bool:
+    """Whether a process of this group still runs: one that is dead and not yet buried does not."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            state, _, its_group, *_ = stat.read_text().rpartition(")")[2].split()
+            if int(its_group) == group and state not in "ZX":
+                return True
+    return False
+
+
+def times_there(out: Path, pairs: int) -> NDArray[np.int64]:
+    """(pairs,): how often each pair stands in the shards that are there."""
+    tables = [pyarrow.parquet.read_table(path, columns=["id"]) for path in out.glob("shard-*.parquet")]
+    ids = np.concatenate([np.asarray(table.column("id").to_pylist(), dtype=np.int64) for table in tables])
+    return np.bincount(ids, minlength=pairs)
 
 
 def shards(out: Path) -> dict[str, int]:
@@ -120,25 +145,27 @@ class Learning:
     def __init__(self, project: Project, stage: Stage) -> None:
         self._store, self._key = project.store, project.graph.keys[stage.id]
         self._seen: list[Any] = []
+        self._most = 0
         self._read: tuple[int, list[Any]] = 0, []
         self.made_again = 0
 
     def _kept(self) -> list[Any]:
-        if self._key in self._store:
-            history: list[Any] = self._store.get(self._key).result["history"]
-            return history
+        checkpoint = self._store.work / self._key / CHECKPOINT
         try:
-            checkpoint = self._store.work / self._key / CHECKPOINT
             written = checkpoint.stat().st_mtime_ns
             if written != self._read[0]:
                 self._read = written, torch.load(checkpoint, map_location="cpu", weights_only=True)["history"]
-        except FileNotFoundError:
-            return []  # none yet, or the stage ended meanwhile
-        return self._read[1]
+            return self._read[1]
+        except FileNotFoundError:  # none yet, or the stage has ended
+            history: list[Any] = self._store.get(self._key).result["history"] if self._key in self._store else []
+            return history
 
     def reached(self) -> int:
-        """How many evaluations are kept."""
-        return len(self._kept())
+        """How many evaluations are kept. Fewer than before means that those are made again."""
+        count = len(self._kept())
+        self.made_again += max(0, self._most - count)
+        self._most = count
+        return count
 
     def ended(self) -> None:
         """After a run, killed or not."""
@@ -164,16 +191,18 @@ def run_once(
         run = {"killed": killed, "seconds": time.monotonic() - started, "peak_bytes": peak}
         return {**run, "reached": [before, watched.reached()], "made_again": watched.made_again}
 
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, start_new_session=True)
     while process.poll() is None:
         peak = max(peak, resident(process.pid))
         if kill_at is not None and due is None and watched.reached() >= kill_at[0]:
             due = time.monotonic() + kill_at[1]
         if due is not None and time.monotonic() >= due:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
         if time.monotonic() - noted >= NOTED:
             noted = time.monotonic()
             note(so_far(True))
+        time.sleep(PAUSE)
+    while alive(process.pid):
         time.sleep(PAUSE)
     if process.returncode not in (0, -signal.SIGKILL):
         sys.exit(f"{' '.join(command)} ended with exit code {process.returncode}")
@@ -221,7 +250,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/shards"))
     parser.add_argument("--rows", type=int, default=10_000, help="train rows of the task, at most; 0: all")
     parser.add_argument("--pairs", type=int, default=1_000_000)
-    parser.add_argument("--shard-rows", type=int, default=10_000)
+    parser.add_argument("--shard-rows", type=int, default=2_000)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=13)
@@ -252,7 +281,19 @@ def main() -> None:
     learned = measure(learn, Learning(project, stage), EVALUATIONS, asked.kills, asked.seed, asked.work / "learn.json")
     result = project.store.get(project.graph.keys[stage.id]).result
 
-    lost = asked.pairs - summary["rows"]
+    there = times_there(out, asked.pairs)
+    wrong = {
+        "pairs that are in no shard": int((there == 0).sum()),
+        "pairs that are in several shards": int((there > 1).sum()),
+        "pairs without an answer": summary["faults"],
+        "shards made again": scored["made_again"] + summary["made"],
+        "evaluations made again": learned["made_again"],
+        "pairs that the student did not hear of": asked.pairs
+        - result["rows"]["train"]
+        - sum(result["rows"]["left_out"].values()),
+        "kills too few": sum(max(0, asked.kills - phase["kills"]) for phase in (scored, learned)),
+        f"processes that reached {MOST_GIB:g} GiB": sum(phase["peak_gib"] >= MOST_GIB for phase in (scored, learned)),
+    }
     line = f"--pairs {asked.pairs} --kills {asked.kills}"
     write_json(
         asked.out,
@@ -264,10 +305,9 @@ def main() -> None:
             "pairs": asked.pairs,
             "shard_rows": asked.shard_rows,
             "processes": asked.processes,
+            "wrong": wrong,
             "teach": {
                 "teacher": TEACHER,
-                "rows_lost": lost,
-                "rows_without_an_answer": summary["faults"],
                 "rows_scored_again_at_most": scored["kills"] * asked.processes * asked.shard_rows,
                 "rows_per_second": asked.pairs / scored["seconds"],
                 **scored,
@@ -281,7 +321,8 @@ def main() -> None:
             },
         },
     )
-    sys.exit(1 if lost or scored["made_again"] or learned["made_again"] or summary["made"] else 0)
+    if found := [f"{what}: {number:,}" for what, number in wrong.items() if number]:
+        sys.exit("\n".join(found))
 
 
 if __name__ == "__main__":

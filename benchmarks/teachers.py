@@ -131,19 +131,19 @@ def main() -> None:
         if options.train_only:
             continue
         choice = choice or choose(ready.students["student_plain"][options.seeds[0]].trunk, "openvino", "auto", "cpu")
-        write([{**row, "machine": machine()} for row in measured(ready, choice)], choice, options)
+        # Rows of other tasks may be of another day: each says how it was measured.
+        about = {"seeds": list(options.seeds), "engine": f"{choice.engine} {choice.dtype}", "machine": machine()}
+        write([{**row, **about} for row in measured(ready, choice)], options)
 
 
-def write(rows: Sequence[dict[str, Any]], choice: Choice, options: argparse.Namespace) -> None:
+def write(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
     """Put the rows of a task in the place of those that the result has of it, and write result and page."""
     rows = sorted(with_rows(options.out, rows, "task"), key=lambda row: TASKS.index(row["task"]))
     found = {
         "command": "python benchmarks/teachers.py DATA_FOLDER --work FOLDER",
         "machine": machine(),
-        "engine": f"{choice.engine} {choice.dtype}",
         "train_rows": ROWS,
         "pairs": PAIRS,
-        "seeds": list(options.seeds),
         "batch": BATCH,
         "rounds": ROUNDS,
         "rows": rows,

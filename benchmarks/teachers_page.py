@@ -47,16 +47,19 @@ def text(found: dict[str, Any], drawn: str) -> str:
     """The page as Markdown; `drawn` is the file of the plot beside it."""
     rows, about = found["rows"], found["summary"]
     machines = " and ".join(dict.fromkeys(words_of(row["machine"]) for row in rows))
+    engines = " and ".join(dict.fromkeys(row["engine"] for row in rows))
+    seeds = " or ".join(dict.fromkeys(", ".join(map(str, row["seeds"])) for row in rows))
     beaten = f"{about['better_than_plain']} of {about['tasks']}"
     lines = [
         "# Many teachers, one small student",
         "",
-        f"`{found['command']}` on {machines}; {found['engine']}.",
+        f"`{found['command']}` on {machines}; {engines}.",
         "",
-        f"At most {found['train_rows']:,} train rows of each task, seeds {', '.join(map(str, found['seeds']))}.",
+        f"At most {found['train_rows']:,} train rows of each task, seeds {seeds}.",
         "Quality is the task's metric on the reported split, the mean over seeds with the least and the most; a",
         "teacher of one seed alone has one figure. All teachers together are the mean of their calibrated",
-        "probabilities, asked one after the other. Speed is that of the same requests of",
+        "probabilities, asked one after the other; where some have one seed, the spread is that of the others. Speed",
+        "is that of the same requests of",
         f"{found['batch']} pairs in turn, the median of {found['rounds']} rounds, tokenising included;",
         "students differ in their weights alone and are timed once. MB are weights in 32-bit floats.",
         "",

@@ -13,15 +13,29 @@ import pyarrow.parquet
 from foreign import tiny_classifier
 from projects import SORTS, Heard, write_project
 
+from trunkline.engine.base import Input
 from trunkline.pipeline.project import Project
 from trunkline.pipeline.scoring import TeacherWork
-from trunkline.pipeline.shards import Job, Made, Scorer
+from trunkline.pipeline.shards import Item, Job, Made, Moved, Scored, Scorer
 from trunkline.pipeline.teach import teacher_work
 
 TOPICS = ("weather", "alarm", "music")
 """The labels of a project's intents, in the order of a classifier from elsewhere."""
 TEACHER = "path:../models/big"
 _WORDS = ["play", "some", "music", "please", "now", "rain", "weather", "alarm", "me", "at", "night", "song"]
+
+
+class Lengths:
+    """Scores texts by their length; remembers how many rows it was given."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def __call__(self, items: Sequence[Item], moved: Moved) -> Scored:
+        self.rows += len(items)
+        moved(len(items))
+        lengths = [len(item.text) if isinstance(item, Input) else -1 for item in items]
+        return Scored(pyarrow.table({"score": lengths}), {"faults": lengths.count(-1)})
 
 
 class Told(Heard):

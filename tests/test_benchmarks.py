@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import re
 import shutil
 import sys
 import time
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ pytest.importorskip("uvicorn", reason="the benchmarks drive the real server, whi
 from client.conftest import served
 from projects import write_project
 from serving.fakes import FakeService
-from sharded import finish
+from sharded import Lengths, finish
 from tiny import tiny_encoder
 
 from trunkline.atomic import write_json
@@ -36,6 +37,7 @@ from trunkline.engine.choose import Choice
 from trunkline.machine import machine
 from trunkline.pipeline.progress import Silent
 from trunkline.pipeline.project import Project
+from trunkline.pipeline.shards import cut
 from trunkline.project.tasks import Kind
 
 __all__ = ["served"]
@@ -60,6 +62,7 @@ SCRIPTS = (
     "server_page",
     "serving_cost",
     "serving_cost_page",
+    "shards",
     "soak",
     "teachers",
     "training_steps",
@@ -449,6 +452,31 @@ def test_a_full_model_is_trained_by_the_strongest_of_all_ways(
     assert not list(project.store.stages.glob("*/encoder"))
 
 
+def test_a_kill_of_a_measured_run_takes_all_that_it_started(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    child = "import pathlib, subprocess, sys, time; child = subprocess.Popen(['sleep', '99'])"
+    parent = f"{child}; pathlib.Path(sys.argv[1]).write_text(str(child.pid)); time.sleep(99)"
+    watched = SimpleNamespace(reached=lambda: int(begun.exists() and bool(begun.read_text())), made_again=0)
+    watched.ended = lambda: None
+    noted: list[dict[str, Any]] = []
+    scripts["shards"].run_once([sys.executable, "-c", parent, str(begun)], watched, (1, 0.0), noted.append)
+    assert noted[-1]["killed"]
+    left = Path("/proc", begun.read_text(), "cmdline")
+    assert not (left.exists() and left.read_bytes())
+
+
+def test_pairs_are_counted_by_their_ids(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    source = tmp_path / "pairs.jsonl"
+    scripts["shards"].recombine(["what", "who"], ["this", "that"], source, 50, 13)
+    job = cut(tmp_path / "out", [str(source)], {}, shard_rows=20)
+    finish(job, Lengths)
+    assert scripts["shards"].times_there(job.folder, 50).tolist() == [1] * 50
+    max(job.folder.glob("shard-*")).unlink()
+    first = min(job.folder.glob("shard-*"))
+    shutil.copy(first, first.with_name(f"{first.stem}-again.parquet"))
+    assert scripts["shards"].times_there(job.folder, 50).tolist() == [2] * 20 + [1] * 20 + [0] * 10
+
+
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
     """A project with a task over pairs and one over single texts, on an encoder as deep as the packaged one."""
@@ -506,6 +534,13 @@ def test_every_cell_of_the_map_is_trained_once_and_drawn(
     page = (tmp_path / "map.md").read_text()
     assert "| mrpc | separate | 0." in page
     assert "| concat, one layer | 1 |" in page
+    assert "| 3 |" not in page
+    again = [{**cell, "seed": seed, "valid": seed - 13} for cell in found["cells"] for seed in (14, 15)]
+    write_json(tmp_path / "map.json", {**found, "cells": [*found["cells"], *again]})
+    scripts["map_page"].write_page(tmp_path / "map.json")
+    seeds = (tmp_path / "map.md").read_text()
+    assert page.partition("## Several seeds")[0].partition("| task |")[2] in seeds  # chosen at one seed as before
+    assert re.search(r"\| mrpc \| joint \| 1 over fork 5 \| 3 \| 1\.\d{3} \(0\.\d{3} to 2\.000\) \|", seeds)
     assert "mrpc, joint" in (tmp_path / "map.svg").read_text()
 
 

@@ -162,11 +162,12 @@ def test_arguments_that_do_not_fit_end_in_one_message(run: Run, tmp_path: Path, 
 # Trunks
 
 
-def test_a_trunk_is_adapted_listed_and_moved_to(run: Run, shop: Path) -> None:
+def test_a_trunk_is_adapted_listed_and_moved_to(run: Run, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = shop / "project.toml"
     settings.write_text(settings.read_text() + "\n[adapt]\nepochs = 0.1\nmin_steps = 2\n")
     assert run("-C", shop, "trunk", "list", "--json").json["trunks"] == []
-    made = run("-C", shop, "trunk", "adapt", "v2", "--without", "level")
+    monkeypatch.chdir(shop.parent)
+    made = run("-C", shop.name, "trunk", "adapt", "v2", "--without", "level")
     assert made.code == 0, made.err
     assert re.search(r"mood\s+\d\.\d{4}", made.out)
     assert "level" not in made.out
@@ -178,7 +179,7 @@ def test_a_trunk_is_adapted_listed_and_moved_to(run: Run, shop: Path) -> None:
     assert_wrong(run("-C", shop, "trunk", "use", "no trunk", "--yes"), "no such folder")
     moved = run("-C", shop, "trunk", "use", "v2", "--yes")
     assert moved.code == 0, moved.err
-    assert re.search(r"level\s+\w+(\s+-?\d\.\d{4}){2}", moved.out)
+    assert re.search(r"level\s+\w+(\s+-?\d\.\d{4}){2}", moved.err)
     assert "release r2 is live" in moved.out
     assert run("-C", shop, "trunk", "list", "--json").json["trunks"][0]["in_use"]
     assert "nothing to do" in run("-C", shop, "plan").out

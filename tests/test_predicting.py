@@ -161,6 +161,21 @@ def test_a_file_that_cannot_be_read_at_all_is_refused_before_any_answer(
     assert said in str(caught.value)
 
 
+def test_a_parquet_file_that_is_damaged_further_on_says_where(tmp_path: Path) -> None:
+    file = tmp_path / "x.parquet"
+    texts = [f"the same words again and again {number}" for number in range(3072)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), file, row_group_size=1024, use_dictionary=False)
+    column = pyarrow.parquet.ParquetFile(file).metadata.row_group(2).column(0)
+    content = bytearray(file.read_bytes())
+    middle = column.data_page_offset + column.total_compressed_size // 2
+    content[middle : middle + 200] = bytes(byte ^ 0xFF for byte in content[middle : middle + 200])
+    file.write_bytes(content)
+    found = read_inputs(file, io.StringIO())
+    assert [next(found) for _ in range(2048)] == [Input(text) for text in texts[:2048]]
+    with pytest.raises(UsageError, match=r"x\.parquet: cannot be read after row 2048: "):
+        next(found)
+
+
 def test_answers_come_in_order_with_few_inputs_in_memory() -> None:
     model, out = Lengths(), io.StringIO()
     ahead: list[int] = []

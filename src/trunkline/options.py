@@ -112,7 +112,7 @@ Keep = Annotated[
     ),
 ]
 
-ShardRows = Annotated[int, typer.Option(min=1, help="Rows of a shard, the most that a kill can cost.")]
+ShardRows = Annotated[int, typer.Option(min=1, help="Rows of a shard, the most that a kill can cost each process.")]
 Processes = Annotated[
     int | None, typer.Option(min=1, help="Processes at once; by default as many as keep all cores busy.")
 ]

@@ -60,7 +60,7 @@ def pairs(tmp_path: Path) -> Path:
 
 def work(bundle: Path, engine: str, **changed: Any) -> PredictWork:
     loaded = Bundle.load(bundle)
-    usual = PredictWork(bundle, loaded.id, loaded.tasks, engine, "float32", None, None, 8, 1 << 24, 1)
+    usual = PredictWork(bundle, loaded.id, loaded.tasks, engine, "float32", None, None, 8, 1 << 24, 1, "cpu")
     return replace(usual, **changed)
 
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow
@@ -17,31 +16,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from projects import SORTS, Heard, write_task
-from sharded import TEACHER, TOPICS, Told, contents, finish, rows_of, taught_project, write_rows
+from sharded import TEACHER, TOPICS, Lengths, Told, contents, finish, rows_of, taught_project, write_rows
 
-from trunkline.engine.base import Input
+from trunkline.atomic import InUse
 from trunkline.engine.inputs import Columns, Row, marks, read_rows
 from trunkline.errors import ProjectError, StoreError, UsageError
 from trunkline.pipeline.crew import make_all
 from trunkline.pipeline.foreign import load_logits, logits_file
 from trunkline.pipeline.project import Project
-from trunkline.pipeline.shards import Item, Moved, Scored, cut, made_of
+from trunkline.pipeline.shards import cut, made_of
 from trunkline.pipeline.teach import teacher_work
 from trunkline.project.soft import soft_labels
 from trunkline.project.tasks import Kind, probabilities
-
-
-class Lengths:
-    """Scores texts by their length; remembers how many rows it was given."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-
-    def __call__(self, items: Sequence[Item], moved: Moved) -> Scored:
-        self.rows += len(items)
-        moved(len(items))
-        lengths = [len(item.text) if isinstance(item, Input) else -1 for item in items]
-        return Scored(pyarrow.table({"score": lengths}), {"faults": lengths.count(-1)})
 
 
 @settings(max_examples=25, deadline=None)
@@ -113,6 +99,17 @@ def test_what_is_there_is_not_made_again_and_what_is_damaged_is(tmp_path: Path) 
     assert contents(job.folder) == before
     assert scorer.rows == 50 + 30
     assert not list(job.folder.glob(".staging-*"))
+
+
+def test_shards_are_verified_while_other_processes_work_there_too(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "x.jsonl", 20)
+    job = cut(tmp_path / "out", [str(source)], {}, shard_rows=10)
+    finish(job, Lengths)
+    damaged = min(job.folder.glob("shard-*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    mark = InUse(job.folder)
+    assert finish(job, Lengths) == [0]
+    mark.close()
 
 
 def test_another_job_is_refused_with_all_that_differs(tmp_path: Path) -> None:

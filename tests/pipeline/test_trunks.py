@@ -85,6 +85,22 @@ def test_a_killed_adaptation_ends_with_the_very_trunk_of_one_that_was_not(fresh:
     assert again.fingerprint == unkilled.fingerprint != whole.fingerprint
 
 
+def test_what_was_trained_when_a_trunk_could_not_be_written_is_not_trained_again(
+    fresh: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = with_adapt(fresh, encoder)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trunkline.pipeline.trunks.publish_folder", full)
+        with pytest.raises(OSError, match="No space"):
+            project.trunks.adapt("v2")
+    assert project.trunks.all() == []
+    assert project.trunks.adapt("v2", show=KilledAt(10)).name == "v2"
+
+
 def test_tasks_can_be_left_out_and_taught_and_read_at_several_depths(fresh: Path, encoder: Path) -> None:
     project = with_adapt(fresh, encoder, depths=[2, 3], teachers="full", sampling=2.0)
     heard = Heard()

@@ -230,9 +230,14 @@ def test_rows_of_one_text_have_their_own_answers_or_their_mean(root: Path) -> No
     write(root, [*rows, {"text": first, "probabilities": sure}, {"text": first, "probabilities": nearly}])
     with_one = soft_labels(load_files(root), "intent", data)[0]
     assert with_one[0].tolist() == with_one[1].tolist()
-    write(root, [*rows, {"text": first, "probabilities": sure}, {"text": first.upper(), "probabilities": other}])
-    [found] = soft_labels(load_files(root), "intent", data)
-    assert [data.labels[int(one.argmax())] for one in found[:2]] == ["alarm", "music"]
+    # The first is written as folding leaves it, and keeps its own answer all the same.
+    data.fit.texts[data.train[0]] = first.lower()
+    both = [{"text": first.lower(), "probabilities": sure}, {"text": first.upper(), "probabilities": other}]
+    for said in (both, both[::-1]):
+        write(root, [*rows, *said])
+        [found] = soft_labels(load_files(root), "intent", data)
+        exact = [[shares[label] for label in data.labels] for shares in (sure, other)]
+        np.testing.assert_allclose(np.exp(found[:2]), exact, rtol=1e-6)
 
 
 def test_texts_count_before_ids_and_are_named_as_the_task_names_them(root: Path) -> None:
@@ -290,3 +295,21 @@ def test_many_rounded_labels_maps_and_decimals_are_taken(root: Path) -> None:
     [found] = soft_labels(load_files(root), "intent", data)
     assert {int(one.argmax()) for one in found} == {0}
     assert np.exp(found[0]).sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("start", [0, 4, -40], ids=["magic", "page", "footer"])
+def test_a_damaged_parquet_file_is_named(root: Path, start: int) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="parquet needs pyarrow")
+    path = root / "tasks" / "intent.toml"
+    path.write_text(path.read_text().replace("soft.jsonl", "soft.parquet"))
+    data = data_of(root, "intent")
+    rows = good_rows(data, "intent")
+    table = pyarrow.table({name: [row[name] for row in rows] for name in ("text", "probabilities")})
+    parquet.write_table(table, root / "soft.parquet", use_dictionary=False)
+    content = bytearray((root / "soft.parquet").read_bytes())
+    damaged = slice(start, start + 40 or None)
+    content[damaged] = bytes(byte ^ 0xFF for byte in content[damaged])
+    (root / "soft.parquet").write_bytes(content)
+    with pytest.raises(ProjectError, match=r"soft\.parquet: not a readable parquet file"):
+        soft_labels(load_files(root), "intent", data)

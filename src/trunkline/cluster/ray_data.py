@@ -17,13 +17,11 @@ from trunkline.pipeline.crew import Heard, scorer_of
 from trunkline.pipeline.scoring import Work
 from trunkline.pipeline.shards import Job, Made, Scorer
 
-LOCAL = "local"
-"""In place of an address: a Ray of this machine alone, for as long as the job takes."""
-
 
 def make_on_ray(job: Job, work: Work, address: str, heard: Heard) -> None:
-    """Make what is missing of a job that is begun. Raises MissingExtra without Ray, TrunklineError where a task fails;
-    what was made stays.
+    """Make what is missing of a job that is begun, on the cluster at this address; `local` is a Ray of this machine
+    alone, for as long as the job takes. Raises MissingExtra without Ray, TrunklineError where a task fails; what was
+    made stays.
     """
     missing = [shard.number for shard in job.missing()]
     if not missing:
@@ -36,7 +34,7 @@ def make_on_ray(job: Job, work: Work, address: str, heard: Heard) -> None:
         raise MissingExtra("ray", "--ray") from None
     ours = not ray.is_initialized()
     if ours:
-        ray.init(address=None if address == LOCAL else address, log_to_driver=False, include_dashboard=False)
+        ray.init(address=address, log_to_driver=False, include_dashboard=False)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         heard.moved(0)
@@ -46,6 +44,7 @@ def make_on_ray(job: Job, work: Work, address: str, heard: Heard) -> None:
             fn_constructor_args=(job, work),
             batch_size=1,
             num_cpus=work.threads,
+            num_gpus=int(work.device.startswith("cuda")),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(missing)),
         )
         for row in made.iter_rows():

@@ -255,16 +255,26 @@ def _parquet(file: Path, columns: Columns, start: int) -> Iterator[Row]:
     if columns.text not in names:
         raise _no_column(file, columns.text, names)
     wanted = [name for name in (columns.text, columns.text_pair, columns.id) if name in names]
-    return _parquet_rows(table, wanted, columns, start)
+    return _parquet_rows(file, table, wanted, columns, start)
 
 
-def _parquet_rows(table: Any, wanted: list[str], columns: Columns, start: int) -> Iterator[Row]:
+def _parquet_rows(file: Path, table: Any, wanted: list[str], columns: Columns, start: int) -> Iterator[Row]:
+    import pyarrow
+
     group, number = 0, 0
     while group < table.num_row_groups and number + table.metadata.row_group(group).num_rows <= start:
         number += table.metadata.row_group(group).num_rows
         group += 1
     groups = list(range(group, table.num_row_groups))
-    for batch in table.iter_batches(batch_size=1024, columns=wanted, row_groups=groups) if groups else ():
+    batches = table.iter_batches(batch_size=1024, columns=wanted, row_groups=groups) if groups else iter(())
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pyarrow.ArrowException, OSError) as error:  # pyarrow says OSError of damaged bytes, too
+            said = str(error).splitlines()[0]
+            raise UsageError(f"{file}: cannot be read after row {number}: {said}") from error
+        if batch is None:
+            return
         skipped = max(0, min(start - number, len(batch)))
         number += skipped
         for row in batch.slice(skipped).to_pylist():

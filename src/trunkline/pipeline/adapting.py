@@ -68,7 +68,8 @@ def adapt(shop: Workshop, key: str, fields: dict[str, Any], report: Report) -> E
             "seconds": round(time.monotonic() - started, 1),
         }
 
-    return shop.store.put(key, fields, make)
+    # What a process that was killed since had finished is not trained again.
+    return shop.store.get(key) if key in shop.store else shop.store.put(key, fields, make)
 
 
 def _unlabelled(shop: Workshop, files: Sequence[str], tasks: Iterable[str]) -> list[TokenRow]:

@@ -105,5 +105,8 @@ def _work(connection: Connection, job: Job, work: Work) -> None:
         pass
     except (TrunklineError, OSError) as error:
         connection.send(_Failed(str(error)))
+    except Exception as error:
+        connection.send(_Failed(f"{type(error).__name__}: {error}"))
+        raise  # with its traceback: nobody foresaw it
     finally:
         mark.close()

@@ -103,7 +103,7 @@ def predict(
         _tell_speeds(model, task, dial)
         made, choice, cache = (folder, model.id, model.tasks), model.loader.choice, cache_mb << 20
         dialled = dial.get("speed"), dial.get("keep")
-        work = PredictWork(*made, choice.engine, choice.dtype, *dialled, batch_size, cache, threads)
+        work = PredictWork(*made, choice.engine, choice.dtype, *dialled, batch_size, cache, threads, choice.device)
         pairs = all(spec.reading != "single" for spec in model.specs.values())
         del model  # each process loads its own
         job = cut(out_folder, file, work.fields, shard_rows=shard_rows, columns=Columns(text, text_pair), pairs=pairs)

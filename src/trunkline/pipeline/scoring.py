@@ -45,6 +45,11 @@ class Work(Protocol):
         ...
 
     @property
+    def device(self) -> str:
+        """Where each process computes: a name of torch."""
+        ...
+
+    @property
     def fields(self) -> dict[str, Any]:
         """Whatever the answers depend on besides the rows, ready for JSON."""
         ...
@@ -67,6 +72,11 @@ class TeacherWork:
     question: Question
     pairs: bool
     threads: int
+
+    @property
+    def device(self) -> str:
+        """Where the teacher computes."""
+        return self.question.device
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -157,6 +167,7 @@ class PredictWork:
     batch_size: int
     cache_bytes: int
     threads: int
+    device: str
 
     @property
     def fields(self) -> dict[str, Any]:

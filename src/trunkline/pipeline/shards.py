@@ -113,8 +113,8 @@ class Job:
             self._check()
             if not in_use(self.folder):
                 clear_leftovers(self.folder)
-                for line in self._verify():
-                    say(line)
+            for line in self._verify():
+                say(line)
             if not (self.folder / JOB).exists():
                 write_json(self.folder / JOB, self.asked)
             mark = InUse(self.folder)

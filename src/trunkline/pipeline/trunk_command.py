@@ -103,18 +103,14 @@ def use(
 
         def agree(changes: Sequence[Change]) -> bool:
             seen.extend(changes)
-            if yes:
-                return True
             show.pause()
             err.print(_changes(changes))
-            return typer.confirm("release all tasks on this trunk?", err=True)
+            return yes or typer.confirm("release all tasks on this trunk?", err=True)
 
         result = project.trunks.use(name, agree, revision=revision, show=show)
     released = None if result is None or result.release is None else result.release.id
     if as_json:
         return print_json({"release": released, "changes": [asdict(change) for change in seen]})
-    if yes:
-        out.print(_changes(seen))
     said = "nothing was released; all that was trained is kept" if released is None else f"release {released} is live"
     return out.print(f"\n{said}", markup=False)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from trunkline.atomic import clear_leftovers, publish_folder, remove_folder, scratch_folder, write_bytes, write_json
 from trunkline.errors import EncoderError, Problem, ProjectError, StoreError, UsageError, unknown
-from trunkline.model.source import MINILM, TRUNKS, hash_files, resolve
+from trunkline.model.source import MINILM, TRUNKS, fingerprint, hash_files
 from trunkline.pipeline.adapted import ABOUT, AdaptedTrunk, adapted_trunk, adapted_trunks, encoder_named
 from trunkline.pipeline.adapting import adapt
 from trunkline.pipeline.execute import ENCODER
@@ -255,7 +255,7 @@ class Trunks:
         asked: dict[str, Any] = {name: fields[name] for name in ("layers", "depths", "seed") if name in fields}
         trunk = AdaptedTrunk(
             name=name,
-            fingerprint=resolve(str(scratch), None, self.project.root).fingerprint,
+            fingerprint=fingerprint(scratch, None),
             base=source.name,
             base_revision=self.project.files.settings.revision,
             base_fingerprint=source.fingerprint,

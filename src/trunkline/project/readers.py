@@ -277,7 +277,7 @@ def _parquet(path: Path, file: str) -> Table | list[Problem]:
     try:
         table = pyarrow.parquet.read_table(path)
         rows = table.to_pylist()
-    except (pyarrow.ArrowException, ValueError) as error:
+    except (pyarrow.ArrowException, ValueError, OSError) as error:  # pyarrow says OSError of damaged bytes, too
         said = str(error).splitlines()[0].replace(str(path), file)
         return [Problem(file, "", "not a readable parquet file", said, "a parquet file")]
     if not rows:

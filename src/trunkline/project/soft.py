@@ -120,7 +120,8 @@ class _Soft:
         sizes: dict[Key, set[int]] = {}
         for key, target in zip(loose, self.rows.targets, strict=True):
             sizes.setdefault(key, set()).add(len(target) if self.kind is Kind.TAGGING else 0)
-        said: dict[Key, list[Row]] = {}
+        said: dict[Key, list[Row]] = {}  # of an input as it stands
+        said_folded: dict[Key, list[Row]] = {}
         strange = 0
         for line, row in zip(self.table.lines, self.table.rows, strict=True):
             if row.get("error"):
@@ -128,16 +129,17 @@ class _Soft:
             named = self._key(row, line)
             if named is None:
                 continue
-            key, folded = named, self._folded(named)
+            folded = self._folded(named)
             if folded not in sizes:
                 strange += 1
             elif (found := self._row(row, line, sizes[folded])) is not None:
-                if key in said and self._contradicts(said[key][0], found):
-                    self.faults.add("another row says otherwise of this input", line, show(key[0]), "one answer")
-                for name in {key, folded}:
-                    said.setdefault(name, []).append(found)
+                if named in said and self._contradicts(said[named][0], found):
+                    self.faults.add("another row says otherwise of this input", line, show(named[0]), "one answer")
+                said.setdefault(named, []).append(found)
+                said_folded.setdefault(folded, []).append(found)
         answers = [
-            self._answer(said.get(e) or said.get(f) or [], n) for n, (e, f) in enumerate(zip(exact, loose, strict=True))
+            self._answer(said.get(key) or said_folded.get(folded) or [], number)
+            for number, (key, folded) in enumerate(zip(exact, loose, strict=True))
         ]
         missing = list(dict.fromkeys(key[0] for key, answer in zip(exact, answers, strict=True) if answer is None))
         problems = self.faults.problems()
