@@ -201,6 +201,35 @@ def test_stages_without_a_first_stage_keep_their_keys_and_shards_count_by_conten
     assert Project.load(root).graph.keys == both
 
 
+def test_a_teacher_of_much_weight_teaches_nearly_alone(tmp_path: Path, encoder: Path) -> None:
+    root = new_project(tmp_path, encoder, "intent")
+    source = texts_of(tmp_path / "texts.jsonl", root, "intent")
+    teach(root, "intent", source, "soft/one")
+    teach(root, "intent", source, "soft/two", seed=1)
+
+    def made(*shards: str, **weights_of: float) -> tuple[str, dict[str, torch.Tensor]]:
+        named = {f"soft/{name}": weight for name, weight in weights_of.items()}
+        two_stages(root, "intent", *shards, **({"weights": named} if named else {}))
+        project = Project.load(root)
+        [stage] = stages(project, "pretrain")
+        project.train([stage.id])
+        return project.graph.keys[stage.id], weights(project, stage.id)
+
+    _, one = made("soft/one")
+    key, both = made("soft/one", "soft/two")
+    assert made("soft/one", "soft/two", one=1.0)[0] == key
+    other, weighed = made("soft/one", "soft/two", one=100.0, two=0.01)
+    assert other != key
+
+    def distance(of: dict[str, torch.Tensor]) -> float:
+        return sum(float((of[name] - value).abs().sum()) for name, value in one.items())
+
+    assert distance(weighed) < 0.1 * distance(both)
+    two_stages(root, "intent", "soft/one", weights={"soft/three": 2.0})
+    with pytest.raises(ProjectError, match=r"pretrain.weights.\"soft/three\": not one of pretrain.shards"):
+        Project.load(root)
+
+
 def test_what_is_wrong_with_folders_is_said_at_once_before_anything_is_trained(tmp_path: Path, encoder: Path) -> None:
     root = new_project(tmp_path, encoder, "intent")
     source = texts_of(tmp_path / "texts.jsonl", root, "intent")

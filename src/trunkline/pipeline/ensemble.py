@@ -29,7 +29,7 @@ def ensemble(shop: Workshop, student: Stage) -> dict[str, dict[str, float]]:
     ids = [teacher.stage for teacher in student.teachers if teacher.stage is not None]
     if len(ids) < len(student.teachers):
         return {}
-    teaching = teaching_of(student.fields, student.teachers)
+    teaching = teaching_of(student.fields, [teacher.called for teacher in student.teachers])
     fields = {
         "ensemble": ENSEMBLE_VERSION,
         "teachers": [shop.graph.keys[id] for id in ids],

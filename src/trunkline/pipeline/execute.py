@@ -213,7 +213,7 @@ class Workshop:
             schedule,
             checkpoint,
             report,
-            teaching=teaching_of(fields, stage.teachers),
+            teaching=teaching_of(fields, [teacher.called for teacher in stage.teachers]),
             followed=self._branch(stage.needs[0]) if "hidden" in fields else None,
             latents=fields.get("latents", 0),
             crossing=fields.get("crossing", 1),
@@ -255,7 +255,7 @@ class Workshop:
             schedule,
             checkpoint,
             report,
-            teaching=teaching_of(fields),
+            teaching=teaching_of(fields, fields["shards"]),
             latents=fields.get("latents", 0),
             crossing=fields.get("crossing", 1),
         )

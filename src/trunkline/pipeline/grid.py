@@ -264,7 +264,7 @@ def _students(
 
 
 def _pretrain(
-    size: str, settings: PretrainSettings, shape: dict[str, Any], tune: Stage, shards: Sequence[str]
+    size: str, settings: PretrainSettings, shape: dict[str, Any], tune: Stage, shards: Mapping[str, float]
 ) -> Stage:
     """The first stage of a student of this shape, whatever teaches it in the second."""
     # A head alone starts afresh or as its teacher's; see `_students`.
@@ -273,7 +273,7 @@ def _pretrain(
         f"{tune.task}/pretrain/{size}/{init}/s{shape['seed']}",
         StageKind.PRETRAIN,
         tune.task,
-        {**shape, "init": init, "shards": list(shards), **pretrain_fields(settings)},
+        {**shape, "init": init, "shards": list(shards), **pretrain_fields(settings, shards)},
         (tune.id, f"{tune.task}/{StageKind.PREPARE}"),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,8 @@ _ALLOWED = "a folder that `trunkline teach` filled"
 class Taught:
     """A folder of shards that are all there, in order: its name in the task's file, and what it says to whom.
 
-    `content` identifies what the shards say; `texts` is alike where two folders have the same texts in the same shards.
+    `content` identifies what the shards say, `weight` is how much that counts; `texts` is alike where two folders have
+    the same texts in the same shards.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Taught:
     labels: tuple[str, ...]
     pairs: bool
     shards: tuple[Path, ...]
+    weight: float = 1.0
 
 
 def find_taught(root: Path, task: str, settings: TaskSettings) -> tuple[list[Taught], list[Problem]]:
@@ -67,7 +69,7 @@ def find_taught(root: Path, task: str, settings: TaskSettings) -> tuple[list[Tau
     for name in settings.pretrain.shards:
         one = _read_folder(root, name, where)
         if isinstance(one, Taught):
-            found.append(one)
+            found.append(replace(one, weight=settings.pretrain.weights.get(name, 1.0)))
         else:
             problems.append(one)
     contents = [one.content for one in found]

@@ -25,9 +25,9 @@ from trunkline.project.teachers import FILE
 @dataclass(frozen=True)
 class TaskFiles:
     """What planning knows of a task's data: a content hash per local file and a name with its commit per set of the
-    hub, by split, whether the task reads pairs, a content hash per file of soft labels, per folder that its first stage
-    reads and per file of texts without labels, and by the name that the task's file has for it what identifies each
-    foreign teacher, and each other trunk whose full model teaches.
+    hub, by split, whether the task reads pairs, a content hash per file of soft labels and per file of texts without
+    labels, by the content hash of each folder that its first stage reads how much it counts, and by the name that the
+    task's file has for it what identifies each foreign teacher, and each other trunk whose full model teaches.
     """
 
     hashes: dict[str, str]
@@ -36,7 +36,7 @@ class TaskFiles:
     soft: list[str]
     foreign: dict[str, str] = field(default_factory=dict)
     trunks: dict[str, Source] = field(default_factory=dict)
-    shards: list[str] = field(default_factory=list)
+    shards: dict[str, float] = field(default_factory=dict)
     unlabelled: list[str] = field(default_factory=list)
 
     @classmethod
@@ -72,7 +72,7 @@ class TaskFiles:
         foreign = {teacher: one.content for teacher, one in found.items()}
         labels = [_soft_hash(path, cache) for path in soft.values()]
         texts = unlabelled_contents(root, settings, cache)
-        shards = [one.content for one in taught]
+        shards = {one.content: one.weight for one in taught}
         return cls(by_split, sets, pairs, labels, foreign, trunks, shards, texts)
 
 

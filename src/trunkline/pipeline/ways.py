@@ -191,14 +191,18 @@ def hiddens(distill: DistillSettings, layers: int, tuned: int) -> list[Hidden]:
     return list(dict.fromkeys(found))
 
 
-def pretrain_fields(settings: PretrainSettings) -> dict[str, Any]:
-    """What a first stage reads of how it is taught: what is usual is left out, as in `Way.fields`."""
-    way = Way(settings.temperature, 0.0, Mode(settings.mode), Match(settings.loss), ())
-    return {**way.fields, "schedule": settings.model_dump(mode="json", exclude={"shards", "init", "mode", "loss"})}
+def pretrain_fields(settings: PretrainSettings, shards: Mapping[str, float]) -> dict[str, Any]:
+    """What a first stage reads of how it is taught, by the weight of each folder of shards under its content hash: what
+    is usual is left out, as in `Way.fields`.
+    """
+    weights = tuple((content, weight) for content, weight in shards.items() if weight != 1)
+    way = Way(settings.temperature, 0.0, Mode(settings.mode), Match(settings.loss), weights)
+    table = settings.model_dump(mode="json", exclude={"shards", "init", "mode", "loss", "weights"})
+    return {**way.fields, "schedule": table}
 
 
-def teaching_of(fields: Mapping[str, Any], teachers: Sequence[Teacher] = ()) -> Teaching:
-    """What a student's stage says of how these teachers teach it; a first stage has no labels."""
+def teaching_of(fields: Mapping[str, Any], teachers: Sequence[str]) -> Teaching:
+    """What a student's stage says of how teachers of these names teach it; a first stage has no labels."""
     from trunkline.training.teaching import Teaching
 
     weights = fields.get("weights", {})
@@ -207,7 +211,7 @@ def teaching_of(fields: Mapping[str, Any], teachers: Sequence[Teacher] = ()) -> 
         gold_weight=fields["schedule"].get("gold_weight", 0.0),
         mode=Mode(fields.get("mode", Mode.MEAN)),
         match=Match(fields.get("loss", Match.KL)),
-        weights=tuple(weights.get(teacher.called, 1.0) for teacher in teachers) if weights else (),
+        weights=tuple(weights.get(teacher, 1.0) for teacher in teachers) if weights else (),
         hidden=fields.get("hidden", 0.0),
         layer_map=LayerMap(fields.get("layer_map", LayerMap.UNIFORM)),
     )

@@ -263,6 +263,9 @@ def _first_stage_rules(settings: TaskSettings) -> Iterator[Contradiction]:
         yield "pretrain.shards", 'distill.init = "pretrained" has nothing to learn from', show(shards), allowed
     elif shards and "pretrained" not in init:
         yield "distill.init", "no student starts from what pretrain.shards teach", show(init), '"pretrained" among them'
+    for name in settings.pretrain.weights:
+        if name not in shards:
+            yield f'pretrain.weights."{name}"', "not one of pretrain.shards", show(name), quoted(shards) or "none"
 
 
 def _label_rules(settings: TaskSettings) -> Iterator[Contradiction]:

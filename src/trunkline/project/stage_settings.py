@@ -20,6 +20,7 @@ from trunkline.project.values import (
     Readings,
     Rising,
     Searched,
+    ShardWeights,
     Starts,
     Teacher,
     Text,
@@ -133,6 +134,10 @@ class PretrainSettings(TrainSettings):
         default="mean", description="How several teach together; see `distill.mode`."
     )
     loss: Literal["kl", "mse"] = Field(default="kl", description="Distance from a teacher; see `distill.loss`.")
+    weights: ShardWeights = Field(
+        default={},
+        description="How much the teacher of a folder counts against the others; 1 where nothing is said.",
+    )
     temperature: float = Field(default=2.0, gt=0, le=100, description="T of the distillation loss.")
 
 

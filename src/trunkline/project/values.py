@@ -68,6 +68,10 @@ Weights = Annotated[
     dict[str, Annotated[list[Annotated[float, Field(gt=0, le=100)]], Searched, Distinct, Field(min_length=1)]],
     "a table of teachers, each a number above 0, at most 100, or a list of such",
 ]
+ShardWeights = Annotated[
+    dict[str, Annotated[float, Field(gt=0, le=100)]],
+    "a table of folders of `pretrain.shards`, each a number above 0, at most 100",
+]
 LabelMaps = Annotated[dict[str, dict[str, str]], "a table of teachers, each a table from its labels to the task's"]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Rate = Annotated[float, Field(gt=0, le=1)]
