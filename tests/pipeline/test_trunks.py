@@ -297,9 +297,13 @@ def test_unlabelled_texts_that_a_task_is_judged_on_are_left_out(fresh: Path, enc
     assert any("unlabelled texts left out" in said for said in heard.said)
 
 
-def test_a_task_that_is_left_out_may_have_data_that_cannot_be_read(fresh: Path, encoder: Path) -> None:
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_task_that_is_left_out_may_have_data_that_cannot_be_read(fresh: Path, encoder: Path, missing: bool) -> None:
     path = fresh / "data" / "slots.jsonl"
-    path.write_text(path.read_text() + "broken\n")
+    if missing:
+        path.unlink()
+    else:
+        path.write_text(path.read_text() + "broken\n")
     heard = Heard()
     trunk = with_adapt(fresh, encoder).trunks.adapt("v2", without=["slots"], show=heard)
     assert trunk.tasks == ("intent", "urgency")

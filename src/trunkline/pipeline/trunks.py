@@ -197,14 +197,15 @@ class Trunks:
     def _judged(self, graph: Graph, tasks: Sequence[str], show: Show) -> list[str]:
         """Tasks that are left out and yet judged over the new trunk: those whose data can be read."""
         found = []
-        for task in graph.tasks:
-            if task in tasks:
-                continue
+        for task in (task for task in self.project.tasks if task not in tasks):
             try:
-                self.project.train([f"{task}/{StageKind.PREPARE}"], show=show)
-                found.append(task)
+                if task in graph.tasks:  # else a file of it is missing
+                    self.project.train([f"{task}/{StageKind.PREPARE}"], show=show)
+                    found.append(task)
+                    continue
             except ProjectError:
-                show.say(f"{task}: its data cannot be read, so that texts which it is judged on are not kept out")
+                pass
+            show.say(f"{task}: its data cannot be read, so that texts which it is judged on are not kept out")
         return found
 
     def _fields(self, graph: Graph, tasks: Sequence[str], judged: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
