@@ -181,7 +181,14 @@ def test_a_trunk_is_adapted_listed_and_moved_to(run: Run, shop: Path, monkeypatc
     assert moved.code == 0, moved.err
     assert re.search(r"level\s+\w+(\s+-?\d\.\d{4}){2}", moved.err)
     assert "release r2 is live" in moved.out
-    assert run("-C", shop, "trunk", "list", "--json").json["trunks"][0]["in_use"]
+    assert "live release" not in run("-C", shop, "trunk", "list").out
+    assert run("-C", shop, "release", "rollback").code == 0
+    told = run("-C", shop, "trunk", "list")
+    assert "The live release stands on another one" in told.out
+    listed = run("-C", shop, "trunk", "list", "--json").json
+    assert (listed["trunks"][0]["in_use"], listed["trunks"][0]["live"]) == (True, False)
+    assert run("-C", shop, "release", "rollback", "r2").code == 0
+    assert run("-C", shop, "trunk", "list", "--json").json["trunks"][0]["live"]
     assert "nothing to do" in run("-C", shop, "plan").out
 
 

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from projects import SORTS, Heard, write_project, write_settings, write_task
 from tiny import tiny_encoder
 
 from trunkline.bundle.manifest import read_manifest
+from trunkline.bundle.merge import merge
 from trunkline.errors import BundleError, EncoderError, ProjectError, TrunklineError, UsageError
 from trunkline.model.encoders import Encoder
 from trunkline.model.source import resolve
@@ -353,6 +355,25 @@ def test_a_release_that_fails_leaves_the_project_as_it_was(
     assert (done / "project.toml").read_bytes() == text
     assert project.releases.live() == live
     assert not Project.load(done).plan().merges
+
+
+def test_project_toml_names_the_trunk_no_sooner_than_the_release_is_ready(
+    done: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What kills a process for good leaves nobody to put project.toml back."""
+    project = with_adapt(done, encoder)
+    project.run()
+    project.trunks.adapt("v2")
+    text, seen = (done / "project.toml").read_bytes(), list[bytes]()
+
+    def merged(*given: Any, **named: Any) -> Path:
+        bundle = merge(*given, **named)
+        seen.append((done / "project.toml").read_bytes())
+        return bundle
+
+    monkeypatch.setattr("trunkline.bundle.merge.merge", merged)
+    assert Project.load(done).trunks.use("v2", lambda _: True) is not None
+    assert seen == [text] != [(done / "project.toml").read_bytes()]
 
 
 def test_a_move_that_stops_after_the_release_is_a_move(

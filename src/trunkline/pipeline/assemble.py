@@ -261,9 +261,11 @@ class Assembly:
         """What Wei et al.'s marginal-gain rule takes."""
         return paper_rule(options.candidates, self.files.settings.search.marginal_gain)
 
-    def release(self, asked: Sequence[str], options: Options, choice: Choice, note: str) -> Release:
+    def release(
+        self, asked: Sequence[str], options: Options, choice: Choice, note: str, going_live: Callable[[], None]
+    ) -> Release:
         """Merge the chosen branches, with the scope and exits that their tasks ask for, which are done, and those of
-        live tasks that wait for a run of their own; prove them, go live.
+        live tasks that wait for a run of their own; prove them, call `going_live`, go live.
         """
         from trunkline.bundle.merge import merge
 
@@ -299,6 +301,7 @@ class Assembly:
         bundle = merge(self.source, branches, self.probes(selection.prepared), self.store.bundles, previous, name=name)
         self.selections.keep(bundle.name, selection)
         self._say_int8(live, bundle)
+        going_live()
         return self.releases.publish(bundle, note)
 
     def _say_int8(self, live: Release | None, bundle: Path) -> None:

@@ -175,6 +175,7 @@ class Project:
         remeasure: bool = False,
         show: Show | None = None,
         agree: Agree | None = None,
+        going_live: Callable[[], None] = lambda: None,
     ) -> RunResult:
         """Do every stage that is not done, then select, finish the chosen branches with the scope and exits that are
         asked for, merge, prove, release and report.
@@ -182,7 +183,8 @@ class Project:
         With `tasks`, only theirs; other tasks stay as they were released, and their data need not be there. A released
         task keeps its branch while its own stages and the budget are unchanged; `reselect` chooses anew for all.
         Costs are measured once; `remeasure` does it again, as after a run on a machine that was busy. `agree` is asked
-        before a release is made, where one is given, and can leave it at what is live.
+        before a release is made, where one is given, and can leave it at what is live. `going_live` is called when all
+        that may fail is done, right before the release goes live.
         """
         show = show or Silent()
         names = self._named(tasks)
@@ -203,7 +205,7 @@ class Project:
             else:
                 agree = _and_then(agree, record)  # what was refused is no reason for later stages
             release, report, finishing = self._assemble(
-                assembly, workshop, show, names, agree, reselect=reselect, anew=reselect or remeasure
+                assembly, workshop, show, names, agree, going_live, reselect=reselect, anew=reselect or remeasure
             )
             if finishing:
                 record()
@@ -244,6 +246,7 @@ class Project:
         show: Show,
         names: list[str],
         agree: Agree | None,
+        going_live: Callable[[], None],
         *,
         reselect: bool,
         anew: bool,
@@ -265,7 +268,8 @@ class Project:
         steps = planning.steps(assembly.graph, self.store, assembly.finishing(chosen.values()))
         self._train(workshop, steps, show)
         kept = assembly.kept(pinned, chosen)
-        release = assembly.release(names, options, choice, _note(live, choice.candidates, kept, self.tasks))
+        note = _note(live, choice.candidates, kept, self.tasks)
+        release = assembly.release(names, options, choice, note, going_live)
         report = make_report(assembly, options, release, show.say, partial(ensemble, workshop))
         write_json(self.report_file, report)
         self.write_page(report)

@@ -47,7 +47,7 @@ def adapt(
 
 @app.command("list")
 def list_(context: typer.Context, as_json: AsJson = False) -> None:
-    """The trunks that were adapted here; the one in use is marked."""
+    """The trunks that were adapted here; the one that project.toml names is marked, and what is live if it is not."""
     from trunkline.pipeline.adapted import depth_of
 
     project = project_of(context)
@@ -58,16 +58,18 @@ def list_(context: typer.Context, as_json: AsJson = False) -> None:
         fingerprint = project.source.fingerprint
     except EncoderError as error:
         missing = str(error)  # the more reason to see what there is
+    live = project.trunks.live()
     if as_json:
         found = [
             {
                 **trunk.model_dump(),
                 "depth": depth_of(project.root, trunk),
                 "in_use": trunk.fingerprint == fingerprint,
+                "live": trunk.fingerprint == live,
             }
             for trunk in trunks
         ]
-        return print_json({"encoder": encoder, "fingerprint": fingerprint, "trunks": found})
+        return print_json({"encoder": encoder, "fingerprint": fingerprint, "live_fingerprint": live, "trunks": found})
     made = table("", "trunk", "> layers", "fingerprint", "adapted from", "tasks", "> mean valid")
     if all(trunk.fingerprint != fingerprint for trunk in trunks):
         depth = project.source.depth if fingerprint is not None else ""
@@ -79,7 +81,12 @@ def list_(context: typer.Context, as_json: AsJson = False) -> None:
         mean = sum(trunk.valid.values()) / len(trunk.valid)
         depth, tasks = depth_of(project.root, trunk) or "", ", ".join(trunk.tasks)
         made.add_row(*cells(mark, trunk.name, depth, trunk.fingerprint[:16], trunk.base, tasks, f"{mean:.4f}"))
-    return out.print(made)
+    out.print(made)
+    if live not in (None, fingerprint):
+        name = next((trunk.name for trunk in trunks if trunk.fingerprint == live), "another one")
+        moves = f"the next run moves it to {encoder}, which project.toml names"
+        out.print(f"\nThe live release stands on {name}; {moves}.", markup=False, soft_wrap=True)
+    return None
 
 
 @app.command()

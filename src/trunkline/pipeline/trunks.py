@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trunkline.atomic import clear_leftovers, publish_folder, remove_folder, scratch_folder, write_bytes, write_json
-from trunkline.errors import EncoderError, Problem, ProjectError, StoreError, UsageError, unknown
+from trunkline.bundle.manifest import read_manifest
+from trunkline.errors import BundleError, EncoderError, Problem, ProjectError, StoreError, UsageError, unknown
 from trunkline.model.source import MINILM, TRUNKS, fingerprint, hash_files
 from trunkline.pipeline.adapted import ABOUT, AdaptedTrunk, adapted_trunk, adapted_trunks, encoder_named
 from trunkline.pipeline.adapting import adapt
@@ -88,6 +89,14 @@ class Trunks:
             project.store.note_adapting(None)
             return trunk
 
+    def live(self) -> str | None:
+        """Fingerprint of the trunk that the live release stands on; None without one that can be read."""
+        release = self.project.releases.live()
+        try:
+            return None if release is None else read_manifest(self.project.releases.folder(release)).trunk.fingerprint
+        except BundleError:
+            return None
+
     def use(
         self,
         name: str,
@@ -99,10 +108,10 @@ class Trunks:
         """Move the project to `trunks/NAME`, or to any encoder that project.toml could name, at `revision`.
 
         Everything is trained and chosen over it first. `agree` then sees what changes for each task on `valid`: if it
-        says yes, project.toml names the trunk and the release goes live with all tasks; if no, or where that fails
-        before the release is live, the project stays as it was, and what was trained is kept. A kill between the two
-        leaves project.toml naming the trunk; the next run releases. Raises EncoderError for no such encoder, UsageError
-        where project.toml was changed meanwhile or must be edited by hand.
+        says yes, branches are finished, merged and proved, project.toml names the trunk and at once the release goes
+        live with all tasks; if no, or where that fails before the release is live, the project stays as it was, and
+        what was trained is kept. Raises EncoderError for no such encoder, UsageError where project.toml was changed
+        meanwhile or must be edited by hand.
         """
         show = show or Silent()
         project = self.project
@@ -117,10 +126,8 @@ class Trunks:
         live = project.releases.live()
         before: bytes | None = None  # of project.toml, once it is written
 
-        def decide(changes: Sequence[Change]) -> bool:
+        def move() -> None:
             nonlocal before
-            if not agree(changes):
-                return False
             if load_files(project.root) != project.files:
                 raise UsageError(
                     "the project's files changed while its tasks were trained, so nothing was released; say "
@@ -129,10 +136,9 @@ class Trunks:
             now = path.read_bytes()
             write_bytes(path, with_encoder(now, encoder, revision))
             before = now
-            return True
 
         try:
-            result = moved.run(reselect=True, show=show, agree=decide)
+            result = moved.run(reselect=True, show=show, agree=agree, going_live=move)
         except BaseException:
             if before is not None and project.releases.live() == live:
                 write_bytes(path, before)
